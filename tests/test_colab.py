@@ -1,0 +1,70 @@
+"""A notebook alone in an empty folder, in an environment without otbook: the bootstrap cell installs it.
+
+This is what happens on Colab. The repository's address is redirected to this checkout through git's
+``insteadOf``; nothing else is changed, the cell least of all.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "book/_tools"))
+import repository  # noqa: E402
+
+RUN = """
+import importlib.util, sys
+import nbformat
+from nbclient import NotebookClient
+assert importlib.util.find_spec("otbook") is None, "the environment already has otbook"
+notebook = nbformat.read("chapter.ipynb", as_version=4)
+NotebookClient(notebook, kernel_name="python3", timeout=900).execute()
+printed = "".join(o.get("text", "") for c in notebook.cells if c.cell_type == "code" for o in c.outputs)
+assert "✓ the diagonal plan costs nothing" in printed, printed
+"""
+
+
+@pytest.fixture
+def snapshot(tmp_path):
+    """This checkout, uncommitted changes included, as a repository that pip can clone."""
+    root = tmp_path / "snapshot"
+    for path in repository.text_files():
+        copy = root / path.relative_to(ROOT)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
+    subprocess.run(["git", "init", "-q", "-b", "main"], cwd=root, check=True)
+    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "snapshot"], cwd=root, check=True)
+    return root
+
+
+def test_the_bootstrap_cell_works_in_an_empty_environment(tmp_path, snapshot):
+    folder, environment = tmp_path / "alone", tmp_path / "environment"
+    folder.mkdir()
+    shutil.copy(ROOT / "book/_tools/template.ipynb", folder / "chapter.ipynb")
+    venv.create(environment, with_pip=True)
+    python = environment / "bin/python"
+    # A hosted notebook has a kernel and a PyTorch of its own; the pins only keep pip from choosing
+    # a build with several gigabytes of GPU libraries.
+    variables = os.environ | {
+        "PIP_CONSTRAINT": str(ROOT / "requirements.lock"),
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": f"url.file://{snapshot}.insteadOf",
+        "GIT_CONFIG_VALUE_0": repository.address()[0],
+        "JUPYTER_PATH": str(environment / "share/jupyter"),
+    }
+    install = [python, "-m", "pip", "install", "--quiet", "ipykernel", "nbclient"]
+    subprocess.run(install, env=variables, check=True)
+    run = subprocess.run(
+        [python, "-c", RUN], cwd=folder, env=variables, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
