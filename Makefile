@@ -38,11 +38,11 @@ serve: $(READY) ## Serve the built book on this machine (PORT=8000)
 test: test-package test-notebooks book test-html ## Verify everything
 
 test-package: $(READY) ## Unit, property and documentation tests
-	$(PYTEST) tests otbook --ignore tests/browser --doctest-modules
+	$(PYTEST) tests otbook --ignore tests/browser --ignore tests/test_colab.py --doctest-modules
 
-test-notebooks: $(READY) ## Re-execute the notebooks and compare every stored output
+test-notebooks: $(READY) ## Re-execute the notebooks and compare every stored output, or one: NB=book/….ipynb
 	$(PYTEST) -p tests.nbval_figures --nbval --nbval-current-env --nbval-cell-timeout 120 \
-	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NB),book)
+	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NB),tests/test_colab.py book)
 
 test-html: $(READY) ## Open every built page in a real browser
 	$(BIN)/python -m pytest tests/browser
