@@ -155,6 +155,14 @@ def problem(C: ArrayLike, a: ArrayLike | None, b: ArrayLike | None) -> tuple[Ten
     return C, a.expand(*batch, n), b.expand(*batch, m)
 
 
+def clouds(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
+    """Two point clouds in the same space."""
+    x = points(x, "x", like=None if isinstance(x, Tensor) else first_array(x, y))
+    y = points(y, "y", like=x)
+    same_dimension(x, y)
+    return x, y
+
+
 def same_dimension(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) -> None:
     """The points of two clouds live in the same space."""
     if x.shape[-1] != y.shape[-1]:
@@ -162,6 +170,23 @@ def same_dimension(x: Tensor, y: Tensor, names: tuple[str, str] = ("x", "y")) ->
             f"{names[0]} has points in dimension {x.shape[-1]} and {names[1]} in dimension "
             f"{y.shape[-1]}; bring both to one space, or compare them by Gromov–Wasserstein"
         )
+
+
+def batch(shapes: dict[str, torch.Size]) -> torch.Size:
+    """The leading axes that all arguments broadcast to; ``shapes`` gives those of each, by name."""
+    try:
+        return torch.broadcast_shapes(*shapes.values())
+    except RuntimeError as error:
+        listing = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items() if shape)
+        raise ValueError(f"the batch shapes do not agree: {listing}; make the leading axes equal") from error
+
+
+def first_array(*arguments: ArrayLike) -> Tensor | None:
+    """The first argument with a dtype of its own, which lists and integers then take on."""
+    for argument in arguments:
+        if isinstance(argument, (Tensor, np.ndarray)):
+            return torch.as_tensor(argument)
+    return None
 
 
 def positive(value: float, name: str, *, remedy: str = "") -> float:

@@ -40,7 +40,7 @@ def sqeuclidean(x: ArrayLike, y: ArrayLike) -> Tensor:
         tensor([[0., 9.],
                 [1., 4.]])
     """
-    x, y = _clouds(x, y)
+    x, y = _check.clouds(x, y)
     if x.shape[-1] <= _EXACT_DIMENSION:
         total = (x[..., :, None, 0] - y[..., None, :, 0]).square()
         for k in range(1, x.shape[-1]):
@@ -94,7 +94,7 @@ def cosine(x: ArrayLike, y: ArrayLike) -> Tensor:
         >>> cosine([[1.0, 0.0]], [[2.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
         tensor([[0., 1., 2.]])
     """
-    x, y = _clouds(x, y)
+    x, y = _check.clouds(x, y)
     for name, cloud in (("x", x), ("y", y)):
         if (cloud.detach() == 0).all(-1).any():
             raise ValueError(
@@ -123,7 +123,7 @@ def lp(x: ArrayLike, y: ArrayLike, *, p: float) -> Tensor:
         >>> lp([[0.0, 0.0]], [[1.0, 2.0]], p=3)
         tensor([[9.]])
     """
-    x, y = _clouds(x, y)
+    x, y = _check.clouds(x, y)
     p = _check.positive(p, "p")
     if p < 1:
         raise ValueError(f"p must be at least 1 for a convex cost, but is {p:g}")
@@ -131,10 +131,3 @@ def lp(x: ArrayLike, y: ArrayLike, *, p: float) -> Tensor:
     for k in range(1, x.shape[-1]):
         total = total + (x[..., :, None, k] - y[..., None, :, k]).abs() ** p
     return total
-
-
-def _clouds(x: ArrayLike, y: ArrayLike) -> tuple[Tensor, Tensor]:
-    x = _check.points(x, "x", like=y if isinstance(y, Tensor) and not isinstance(x, Tensor) else None)
-    y = _check.points(y, "y", like=x)
-    _check.same_dimension(x, y)
-    return x, y

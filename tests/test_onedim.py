@@ -1,0 +1,393 @@
+"""Transport on the line against closed forms, the network simplex and SciPy."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import wasserstein_distance
+
+from otbook import costs, emd, onedim, quantile_map, sliced_wasserstein, wasserstein_1d
+
+from . import checks, problems
+
+orders = pytest.mark.parametrize("p", [1, 1.5, 2, 3, 7.25])
+
+
+def line(n=7, m=5, *, batch=(), seed=0, scale=1.0):
+    """Two weighted measures on the line, unsorted."""
+    x, y, a, b = problems.clouds(n, m, 1, batch=batch, seed=seed)
+    return scale * x[..., 0], scale * y[..., 0], a, b
+
+
+def cost(x, y, p):
+    return costs.lp(x[..., None], y[..., None], p=p)
+
+
+def rng(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+# Distances
+
+
+@orders
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize(("n", "m"), [(7, 5), (6, 6), (1, 4)])
+def test_distance_agrees_with_the_network_simplex(p, weighted, n, m):
+    x, y, a, b = line(n, m)
+    if not weighted:
+        a = b = None
+    expected = emd(cost(x, y, p), a, b).value ** (1 / p)
+    torch.testing.assert_close(wasserstein_1d(x, y, a, b, p=p), expected, rtol=0, atol=1e-10)
+
+
+def test_first_distance_agrees_with_scipy():
+    x, y, a, b = line(40, 30)
+    expected = wasserstein_distance(x, y, a, b)
+    assert abs(wasserstein_1d(x, y, a, b, p=1).item() - expected) < 1e-12
+
+
+def test_normal_against_uniform_of_equal_variance():
+    # W₂² = ∫ (Φ⁻¹(q) − √3 (2q − 1))² dq = 1 + 1 − 2√(3/π); both measures cut into n quantiles.
+    exact = 2 - 2 * math.sqrt(3 / math.pi)
+    errors = []
+    for n in (1000, 4000, 16000):
+        q = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+        normal = math.sqrt(2) * torch.erfinv(2 * q - 1)
+        squared = wasserstein_1d(normal, math.sqrt(3) * (2 * q - 1)).item() ** 2
+        errors.append(abs(squared - exact))
+    assert errors[0] < 1e-3
+    for coarse, fine in itertools.pairwise(errors):
+        assert fine < coarse / 3  # nearly first order: the tails of the normal are cut off
+
+
+def test_largest_displacement():
+    x, y, a, b = line()
+    moved = (x[:, None] - y).abs()[onedim.monotone_plan(x, y, a, b) > 0].max()
+    torch.testing.assert_close(wasserstein_1d(x, y, a, b, p=math.inf), moved, rtol=0, atol=1e-12)
+    # W_p increases to W_∞.
+    assert wasserstein_1d(x, y, a, b, p=50) < moved
+    torch.testing.assert_close(wasserstein_1d(x, y, a, b, p=2000), moved, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_levels_that_differ_by_rounding_carry_no_displacement(dtype):
+    # 0.1 + 0.2 ≠ 0.3 must not send a mass of 1e-17 from one cluster to the other.
+    x = torch.tensor([0.0, 0.0, 100.0], dtype=dtype)
+    y = torch.tensor([0.0, 100.0], dtype=dtype)
+    a, b = torch.tensor([0.1, 0.2, 0.7], dtype=dtype), torch.tensor([0.3, 0.7], dtype=dtype)
+    assert wasserstein_1d(x, y, a, b, p=math.inf) == 0
+    assert (onedim.monotone_plan(x, y, a, b) > 0).sum() == 3
+    thirds, sixths = torch.arange(3.0).to(dtype), torch.arange(3.0).repeat_interleave(2).to(dtype)
+    assert wasserstein_1d(thirds, sixths, p=math.inf) == 0
+    torch.testing.assert_close(quantile_map(thirds, sixths)(thirds), thirds, rtol=0, atol=0)
+    torch.testing.assert_close(quantile_map(sixths, thirds)(thirds), thirds, rtol=0, atol=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n=st.integers(1, 8), m=st.integers(1, 8), seed=st.integers(0, 10**6), p=st.floats(1, 6))
+def test_any_measures_with_ties_and_empty_atoms(n, m, seed, p):
+    generator = rng(seed)
+    x, y = (torch.randint(-3, 4, (k,), generator=generator).double() for k in (n, m))
+    a, b = (torch.randint(0, 3, (k,), generator=generator).double() for k in (n, m))
+    a[-1] += 1
+    b[0] += 1
+    a, b = a / a.sum(), b / b.sum()
+    expected = emd(cost(x, y, p), a, b).value
+    torch.testing.assert_close(wasserstein_1d(x, y, a, b, p=p) ** p, expected, rtol=1e-9, atol=1e-10)
+    plan = onedim.monotone_plan(x, y, a, b)
+    checks.assert_coupling(plan, a, b)
+    torch.testing.assert_close((plan * cost(x, y, p)).sum(), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_metric_axioms_and_invariances():
+    x, y, a, b = line()
+    z, _, c, _ = line(6, seed=9)
+    for p in (1, 2, 3.5, math.inf):
+        d = wasserstein_1d(x, y, a, b, p=p)
+        torch.testing.assert_close(wasserstein_1d(y, x, b, a, p=p), d, rtol=0, atol=1e-12)
+        assert d <= wasserstein_1d(x, z, a, c, p=p) + wasserstein_1d(z, y, c, b, p=p) + 1e-12
+        assert wasserstein_1d(x, x.flip(0), a, a.flip(0), p=p) == 0
+        shuffled = torch.randperm(7, generator=rng())
+        torch.testing.assert_close(wasserstein_1d(x[shuffled], y, a[shuffled], b, p=p), d, rtol=0, atol=1e-12)
+        moved = wasserstein_1d(3 * x - 1, 3 * y - 1, a, b, p=p)
+        torch.testing.assert_close(moved, 3 * d, rtol=0, atol=1e-12)
+
+
+def test_large_orders_and_units_neither_overflow_nor_underflow():
+    x, y, a, b = line(scale=1e-200)
+    torch.testing.assert_close(
+        wasserstein_1d(x, y, a, b, p=9) * 1e200, wasserstein_1d(*line(), p=9), rtol=1e-12, atol=0
+    )
+    x, y, a, b = (t.float() for t in line(scale=1e30))
+    torch.testing.assert_close(
+        wasserstein_1d(x, y, a, b, p=9) / 1e30, wasserstein_1d(*line(), p=9).float(), rtol=1e-5, atol=0
+    )
+
+
+def test_atoms_without_mass_do_not_matter():
+    x, y, a, b = line()
+    far = torch.tensor([1e300, -1e300], dtype=torch.float64)
+    none = torch.zeros(2, dtype=torch.float64)
+    for p in (1, 2, 3.5, math.inf):
+        padded = wasserstein_1d(torch.cat([x, far]), y, torch.cat([a, none]), b, p=p)
+        torch.testing.assert_close(padded, wasserstein_1d(x, y, a, b, p=p), rtol=0, atol=1e-12)
+    assert onedim.quantile(torch.cat([x, far]), [0.0, 1.0], torch.cat([a, none])).abs().max() < 1e3
+
+
+def test_float32():
+    x, y, a, b = line(50, 40)
+    low = wasserstein_1d(x.float(), y.float(), a.float(), b.float())
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, wasserstein_1d(x, y, a, b).float(), rtol=0, atol=1e-5)
+
+
+def test_batches_broadcast():
+    x, y, a, b = line(batch=(2, 3))
+    d = wasserstein_1d(x, y, a, b, p=1.5)
+    plan = onedim.monotone_plan(x, y, a, b)
+    assert d.shape == (2, 3)
+    for k in itertools.product(range(2), range(3)):
+        torch.testing.assert_close(d[k], wasserstein_1d(x[k], y[k], a[k], b[k], p=1.5), rtol=0, atol=1e-12)
+        torch.testing.assert_close(plan[k], onedim.monotone_plan(x[k], y[k], a[k], b[k]), rtol=0, atol=1e-12)
+    shared = wasserstein_1d(x, y[0, 0], a[0, 0], b)
+    expected = wasserstein_1d(x, y[0, 0].expand(2, 3, 5), a[0, 0].expand(2, 3, 7), b)
+    torch.testing.assert_close(shared, expected, rtol=0, atol=1e-12)
+
+
+# Derivatives
+
+
+@orders
+@pytest.mark.parametrize(("n", "m"), [(5, 4), (4, 4)])
+def test_gradcheck_in_points_and_weights(p, n, m):
+    x, y, a, b = line(n, m, batch=(2,))
+    inputs = [t.requires_grad_() for t in (x, y, a.log(), b.log())]
+    assert torch.autograd.gradcheck(
+        lambda x, y, log_a, log_b: wasserstein_1d(x, y, log_a.softmax(-1), log_b.softmax(-1), p=p), inputs
+    )
+    assert torch.autograd.gradcheck(lambda x, y: wasserstein_1d(x, y, p=p), inputs[:2])
+
+
+def test_gradcheck_of_the_largest_displacement():
+    x, y, a, b = line(5, 4)
+    inputs = (x.requires_grad_(), y.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, y: wasserstein_1d(x, y, a, b, p=math.inf), inputs)
+
+
+def test_gradient_in_the_weights_is_a_dual_solution_also_at_ties():
+    # Equal weights: every level of a is one of b, and the dual solution is not unique.
+    x, y, *_ = line(5, 5)
+    a, b = (torch.full((5,), 0.2, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    squared = wasserstein_1d(x, y, a, b) ** 2
+    f, g = torch.autograd.grad(squared, (a, b))
+    shift = squared.detach() - (a * f).sum().detach() - (b * g).sum().detach()
+    checks.assert_dual_certificate(cost(x, y, 2), a.detach(), b.detach(), f + shift, g, squared.detach())
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, 3, math.inf])
+def test_gradient_is_zero_where_the_measures_coincide(p):
+    for weights in ((None, None), (problems.weights(4),) * 2):
+        x = torch.tensor([0.0, 3.0, 1.0, 1.0], dtype=torch.float64, requires_grad=True)
+        (gradient,) = torch.autograd.grad(wasserstein_1d(x, x.detach(), *weights, p=p), x)
+        assert (gradient == 0).all()
+
+
+# Distribution and quantile functions, map and plan
+
+
+def test_quantiles_by_hand():
+    x, a = [3.0, 1.0, 2.0], [0.5, 0.25, 0.25]
+    t = [0.0, 1.0, 1.5, 2.0, 3.0, 9.0]
+    assert onedim.cdf(x, t, a).tolist() == [0.0, 0.25, 0.25, 0.5, 1.0, 1.0]
+    q = [0.0, 0.1, 0.25, 0.26, 0.5, 0.51, 1.0]
+    assert onedim.quantile(x, q, a).tolist() == [1.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0]
+    # An atom without mass is no quantile, not even the lowest.
+    assert onedim.quantile([-5.0, 1.0], [0.0], [0.0, 1.0]).tolist() == [1.0]
+
+
+def test_quantile_inverts_the_distribution_function():
+    x, _, a, _ = line(batch=(3,))
+    torch.testing.assert_close(onedim.quantile(x, onedim.cdf(x, x, a), a), x, rtol=0, atol=0)
+    q = torch.linspace(0, 1, 11).double()
+    assert (onedim.cdf(x, onedim.quantile(x, q, a), a) >= q - 1e-12).all()
+
+
+def test_map_between_samples_of_equal_size_matches_the_order():
+    x, y, *_ = line(6, 6)
+    T = quantile_map(x, y)
+    torch.testing.assert_close(T(x.sort().values), y.sort().values, rtol=0, atol=0)
+    # Between atoms T keeps the value of the atom to the left; outside it is constant.
+    middle = (x.sort().values[:-1] + x.sort().values[1:]) / 2
+    torch.testing.assert_close(T(middle), y.sort().values[:-1], rtol=0, atol=0)
+    assert T(torch.tensor([-99.0, 99.0]).double()).tolist() == [y.min().item(), y.max().item()]
+    assert T(x.reshape(2, 3)).shape == (2, 3)
+
+
+def test_map_at_an_atom_points_to_the_right_limit():
+    # A Dirac onto two halves: T sends it to G⁻¹(1), and cannot push it onto both.
+    assert quantile_map([0.0], [1.0, 2.0])([0.0]).tolist() == [2.0]
+    assert quantile_map([0.0, 1.0], [5.0, 6.0, 7.0], b=[0.25, 0.25, 0.5])([0.0, 1.0]).tolist() == [6.0, 7.0]
+
+
+def test_map_in_a_batch_and_its_gradient():
+    x, y, a, b = line(batch=(2,))
+    T = quantile_map(x, y, a, b)
+    for k in range(2):
+        torch.testing.assert_close(T(x)[k], quantile_map(x[k], y[k], a[k], b[k])(x[k]), rtol=0, atol=0)
+    assert torch.autograd.gradcheck(lambda y: quantile_map(x, y, a, b)(x), y.requires_grad_())
+
+
+def test_monotone_plan_is_the_optimal_one():
+    x, y, a, b = line(9, 12)
+    plan = onedim.monotone_plan(x, y, a, b)
+    checks.assert_coupling(plan, a, b)
+    torch.testing.assert_close(plan, emd(cost(x, y, 2), a, b).plan, rtol=0, atol=1e-12)
+    ordered = plan[x.argsort()][:, y.argsort()]
+    i, j = ordered.nonzero().T
+    assert (j.diff() >= 0).all()  # support of a monotone coupling: a staircase
+    assert len(i) == 9 + 12 - 1
+
+
+# Sliced
+
+
+def test_sliced_distance_of_a_translation_within_four_standard_errors():
+    # W₂ of each projection is |⟨θ, v⟩|, so SW₂² estimates E⟨θ, v⟩² = ‖v‖²/d.
+    d, n_projections = 5, 4000
+    v = torch.arange(1.0, d + 1).double()
+    x = torch.randn(20, d, generator=rng(1), dtype=torch.float64)
+    squared = sliced_wasserstein(x, x + v, n_projections=n_projections, generator=rng()).item() ** 2
+    mean = v.square().sum().item() / d
+    variance = v.square().sum().item() ** 2 * (3 / (d * (d + 2)) - 1 / d**2)
+    assert abs(squared - mean) < 4 * math.sqrt(variance / n_projections)
+
+
+@orders
+def test_sliced_distance_in_one_dimension_is_the_distance(p):
+    x, y, a, b = line()
+    sliced = sliced_wasserstein(x[:, None], y[:, None], a, b, p=p, n_projections=3, generator=rng())
+    torch.testing.assert_close(sliced, wasserstein_1d(x, y, a, b, p=p), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_sliced_distance_direction_by_direction(weighted, monkeypatch):
+    x, y, a, b = problems.clouds(7, 5, 3, batch=(2,))
+    if not weighted:
+        a = b = None
+    value = sliced_wasserstein(x, y, a, b, p=3, n_projections=6, generator=rng(5))
+    theta = torch.randn(6, 3, generator=rng(5), dtype=torch.float64)
+    theta = theta / theta.norm(dim=1, keepdim=True)
+    each = torch.stack([wasserstein_1d(x @ t, y @ t, a, b, p=3) ** 3 for t in theta])
+    torch.testing.assert_close(value, each.mean(0) ** (1 / 3), rtol=0, atol=1e-12)
+    # In pieces, to bound memory.
+    monkeypatch.setattr(onedim, "_CHUNK", 1)
+    pieces = sliced_wasserstein(x, y, a, b, p=3, n_projections=6, generator=rng(5))
+    torch.testing.assert_close(pieces, value, rtol=0, atol=1e-12)
+
+
+def test_sliced_distance_is_a_smaller_one_and_differentiable():
+    x, y, a, b = problems.clouds(5, 4, 2)
+    sliced = sliced_wasserstein(x, y, a, b, n_projections=50, generator=rng())
+    assert sliced < emd(costs.sqeuclidean(x, y), a, b).value.sqrt()
+    inputs = (x.requires_grad_(), y.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x, y: sliced_wasserstein(x, y, a, b, n_projections=4, generator=rng()), inputs
+    )
+    x32 = x.detach().float().requires_grad_()
+    sliced_wasserstein(x32, x32.detach(), n_projections=4, generator=rng()).backward()
+    assert (x32.grad == 0).all()
+
+
+# Bad input
+
+X = torch.zeros(3)
+BAD = {
+    "a number": ((torch.tensor(1.0), X), {}, r"x must have shape \(…, n\)"),
+    "empty": ((X, X[:0]), {}, "y has shape .*empty measure.*at least one point"),
+    "NaN": ((X, X * torch.nan), {}, r"y holds nan at y\[0\]; remove"),
+    "infinite": ((X / 0 + torch.inf, X), {}, "x holds"),
+    "integer dtype of the other kind": ((X.half(), X), {}, "x has dtype float16"),
+    "dtypes differ": ((X, X.double()), {}, r"y is float64 on cpu.*y\.to\("),
+    "wrong length": ((X, X, [0.5, 0.5]), {}, r"a must have shape \(…, 3\)"),
+    "negative weight": ((X, X, [0.5, 1.0, -0.5]), {}, "a holds a negative weight"),
+    "masses differ": ((X, X, None, [0.5, 0.5, 0.5]), {}, "b has mass 1.5, not 1"),
+    "batches differ": (
+        (torch.zeros(2, 3), torch.zeros(4, 3)),
+        {},
+        r"batch shapes do not agree: x \(2,\), y \(4,\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("function", [wasserstein_1d, quantile_map, onedim.monotone_plan])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(function, case):
+    args, kwargs, message = BAD[case]
+    with pytest.raises(ValueError, match=message):
+        function(*args, **kwargs)
+
+
+@pytest.mark.parametrize("p", [0.5, 0, -1, math.nan])
+def test_orders_below_one(p):
+    with pytest.raises(ValueError, match="p must be at least 1"):
+        wasserstein_1d(X, X, p=p)
+
+
+@pytest.mark.parametrize("p", ["2", None, torch.ones(2), True])
+def test_orders_that_are_no_numbers(p):
+    with pytest.raises(TypeError, match="p must be a number"):
+        wasserstein_1d(X, X, p=p)
+
+
+def test_bad_queries():
+    with pytest.raises(ValueError, match=r"q must lie in \[0, 1\], but holds 1\.5"):
+        onedim.quantile(X, [0.5, 1.5])
+    with pytest.raises(ValueError, match="t holds NaN"):
+        onedim.cdf(X, [math.nan])
+    with pytest.raises(ValueError, match=r"t must have shape \(2, 'k'\) or \('k',\)"):
+        quantile_map(torch.zeros(2, 3), X)(torch.zeros(4, 3))
+    with pytest.raises(ValueError, match="t is float64"):
+        quantile_map(X, X)(X.double())
+
+
+CLOUD = torch.zeros(3, 2)
+BAD_SLICED = {
+    "one axis": ((X, CLOUD), {}, ValueError, r"x must have shape \(…, n, d\)"),
+    "dimensions": ((CLOUD, torch.zeros(3, 4)), {}, ValueError, "x has points in dimension 2"),
+    "NaN": ((CLOUD, CLOUD * torch.nan), {}, ValueError, "y holds nan"),
+    "weights": ((CLOUD, CLOUD, [0.5, 0.5, 0.5]), {}, ValueError, "a has mass 1.5"),
+    "batches": ((torch.zeros(2, 3, 2), torch.zeros(4, 3, 2)), {}, ValueError, "batch shapes do not agree"),
+    "order": ((CLOUD, CLOUD), {"p": 0.5}, ValueError, "p must be at least 1"),
+    "infinite order": ((CLOUD, CLOUD), {"p": math.inf}, ValueError, "p must be finite"),
+    "no projection": (
+        (CLOUD, CLOUD),
+        {"n_projections": 0},
+        ValueError,
+        "n_projections must be a whole number",
+    ),
+    "a seed": ((CLOUD, CLOUD), {"generator": 0}, TypeError, "generator must be a torch.Generator, but a int"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SLICED)
+def test_bad_input_of_the_sliced_distance(case):
+    args, kwargs, error, message = BAD_SLICED[case]
+    with pytest.raises(error, match=message):
+        sliced_wasserstein(*args, **{"n_projections": 3, "generator": rng(), **kwargs})
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_cuda():
+    x, y, a, b = (t.cuda() for t in line(batch=(2,)))
+    expected = wasserstein_1d(x.cpu(), y.cpu(), a.cpu(), b.cpu(), p=1.5)
+    torch.testing.assert_close(wasserstein_1d(x, y, a, b, p=1.5).cpu(), expected, rtol=0, atol=1e-10)
+    cloud = torch.randn(4, 3, device="cuda")
+    sliced = sliced_wasserstein(cloud, cloud + 1, n_projections=9, generator=rng())
+    on_cpu = sliced_wasserstein(cloud.cpu(), cloud.cpu() + 1, n_projections=9, generator=rng())
+    torch.testing.assert_close(sliced.cpu(), on_cpu, rtol=0, atol=1e-4)
