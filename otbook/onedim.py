@@ -74,8 +74,8 @@ def quantile_map(
 
     Where F is continuous T pushes the first law to the second and is optimal for every convex cost
     c(x − y). An atom cannot be split by a map: T sends it where its right limit F(t) points, so
-    that T pushes x to y only if every level of F is one of G. For samples of equal size and weight
-    it is: T sends the i-th smallest x to the i-th smallest y.
+    that T pushes x to y if and only if every level of G is one of F. For samples of equal size and
+    weight it is: T sends the i-th smallest x to the i-th smallest y.
 
     Args:
         x: source atoms, shape (…, n).

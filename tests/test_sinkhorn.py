@@ -196,6 +196,13 @@ class TestHardCases:
             plan = ot.sinkhorn(a.numpy(), b.numpy(), C.numpy(), reg=1e-4)
         assert not abs(plan.sum() - 1) < 1e-3
 
+    @pytest.mark.parametrize("eps", [1e-1, 1e-2])
+    def test_float32_is_not_limited_by_its_products(self, eps):
+        # A float32 kernel rounds the marginals to a few 1e-7; the last steps use exact sums.
+        C, a, b = problems.random_problem(200, 150)
+        C = C / C.max()
+        assert sinkhorn(C.float(), a.float(), b.float(), eps=eps, tol=2e-7).converged
+
     @pytest.mark.parametrize("shift", [1e5, -1e5])
     def test_large_constant(self, shift):
         # exp(−C/ε) would be 0 or ∞ throughout.
@@ -223,6 +230,16 @@ class TestHardCases:
         reference = sinkhorn(C, a, b, eps=eps)
         torch.testing.assert_close(result.value.double(), reference.value, rtol=0, atol=1e-6)
         torch.testing.assert_close(result.cost.double(), reference.cost, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("seed", [0, 3, 4])
+    def test_light_atoms_keep_up(self, seed):
+        # An atom of weight 2e-5 hardly shows in the marginal error, but its potential has as far to
+        # go as the others; left behind by ε-scaling, this takes hundreds to thousands of iterations.
+        C = (2 * torch.randn(22, 2, generator=problems.generator(seed), dtype=F64)).exp()
+        a, b = problems.weights(22, seed=seed), tensor([1 - 2e-5, 2e-5])
+        result = sinkhorn(C, a, b, eps=1e-6 * C.max().item())
+        assert result.converged
+        assert result.n_iter < 100
 
     def test_acceleration_changes_the_path_not_the_plan(self):
         C, a, b = problems.random_problem(30, 20)

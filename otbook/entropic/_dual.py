@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ._kernel import DenseKernel
 
-#: ε falls by this factor from stage to stage, and a stage ends at this marginal error. On random
-#: clouds, n = 200, ε = 1e-6 max C, an error of 0.1 took six to thirteen times as many iterations.
-FACTOR, STAGE_TOL = 4.0, 0.1
+#: ε falls by this factor from stage to stage, and a stage ends when the column sums are right to
+#: this share. Random clouds, n = 200, ε = 1e-6 max C: with a share of 1 it takes fifteen times as
+#: many iterations, with 0.003 no fewer.
+FACTOR, STAGE_TOL = 4.0, 0.01
 
 #: Newton takes over where Sinkhorn, at its observed rate, would need more iterations than this.
 PATIENCE = 10
@@ -53,9 +55,13 @@ def maximise(
     ``ceiling`` bounds the value of any feasible plan at the first ε: a larger dual value proves
     that there is none, and ends the run.
     """
+    light = max(tol, kernel.floor) / kernel.b.shape[-1]
     n_iter = 0
     for eps in stages:
-        goal, measure = (tol, _total_error) if eps == stages[-1] else (STAGE_TOL, _relative_error)
+        if eps == stages[-1]:
+            goal, measure = tol, _total_error
+        else:
+            goal, measure = STAGE_TOL, partial(_relative_error, light=light)
         f, g, n_iter = _stage(kernel, g, eps, goal, measure, n_iter, max_iter, ceiling, accelerate, report)
     return f, g, n_iter
 
@@ -65,12 +71,13 @@ def _total_error(c: Tensor, b: Tensor) -> Tensor:
     return (c - b).abs().sum(-1)
 
 
-def _relative_error(c: Tensor, b: Tensor) -> Tensor:
+def _relative_error(c: Tensor, b: Tensor, light: float) -> Tensor:
     """max_j |c_j/b_j − 1|: about how far, in units of ε, a Sinkhorn step would still move a potential.
 
-    On the way down this is what counts: a light atom that is left behind has far to go later.
+    On the way down this is what counts, since an atom left behind has far to go later. Only atoms
+    lighter than ``light``, which cannot matter in the end, are let go.
     """
-    return torch.where(b > 0, c / b - 1, 0.0).abs().amax(-1)
+    return ((c - b).abs() / (b + light)).amax(-1)
 
 
 def _stage(
