@@ -23,8 +23,8 @@ class Entry:
         return statistics.median(self.seconds)
 
 
-def race(entries: list[Entry], *, runs: int = 5, patience: float = 30.0) -> None:
-    """Run all entries in turn, ``runs`` times after one warm-up; an entry slower than ``patience`` runs once."""
+def race(entries: list[Entry], *, runs: int = 5, patience: float = 5.0) -> None:
+    """Run all entries in turn, ``runs`` times after a warm-up; one slower than ``patience`` runs once."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for turn in range(runs + 1):

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 SOURCE = "#c8323c"
@@ -171,6 +172,8 @@ def plan_matrix(ax: Axes, P: Tensor, *, vmax: float | None = None, title: str = 
     """
     ax.imshow(_array(P), vmin=0, vmax=vmax, cmap=PLAN_CMAP, interpolation="nearest", aspect="equal")
     ax.set(title=title, xlabel="target $j$", ylabel="source $i$")
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, nbins=6))
     ax.grid(False)
     return ax
 

@@ -83,9 +83,12 @@ def new(path: Path, title: str) -> None:
     if path.exists():
         raise SystemExit(f"{path} exists already; choose another name")
     notebook = nbformat.read(TEMPLATE, as_version=4)
-    name = path.stem
+    label = path.stem.replace("_", "-")
     for cell in notebook.cells:
-        cell.source = cell.source.replace("TITLE", title).replace("LABEL", name)
+        cell.source = cell.source.replace("TITLE", title).replace("LABEL", label)
+        figure = cell.metadata.get("mystnb", {}).get("figure", {})
+        if figure:
+            figure["name"] = figure["name"].replace("LABEL", label)
     normalise(notebook)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)
