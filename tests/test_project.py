@@ -23,7 +23,7 @@ import repository  # noqa: E402
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: What a package is called on conda-forge, where the name differs.
 CONDA_NAMES = {"torch": "pytorch"}
-ANY_ADDRESS = re.compile(r"github(?:\.com)?/([\w.-]+/otbook[\w.-]*?)(?=[\"'`\s/)#@>]|\.git\b|$)")
+ANY_ADDRESS = re.compile(r"(?:github(?:\.com)?|/gh)/([\w.-]+/otbook[\w.-]*?)(?=[\"'`\s/)#@>]|\.git\b|$)")
 
 
 def split(requirement):
