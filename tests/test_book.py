@@ -7,15 +7,13 @@ import re
 import statistics
 import subprocess
 import sys
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "book/_tools"))
-import notebooks  # noqa: E402
+import notebooks
+from notebooks import ROOT
 
 PATHS = notebooks.chapters()
 CHAPTERS = [p for p in PATHS if p.parent != ROOT / "book"]

@@ -9,15 +9,11 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import venv
-from pathlib import Path
 
-import pytest
+from repository import ROOT, address
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "book/_tools"))
-import repository  # noqa: E402
+from . import checkout
 
 RUN = """
 import importlib.util, sys
@@ -31,22 +27,8 @@ assert "✓ the diagonal plan costs nothing" in printed, printed
 """
 
 
-@pytest.fixture
-def snapshot(tmp_path):
-    """This checkout, uncommitted changes included, as a repository that pip can clone."""
-    root = tmp_path / "snapshot"
-    for path in repository.text_files():
-        copy = root / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
-    git = ["git", "-c", "user.name=test", "-c", "user.email=test@localhost"]
-    subprocess.run(["git", "init", "-q", "-b", "main"], cwd=root, check=True)
-    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "snapshot"], cwd=root, check=True)
-    return root
-
-
-def test_the_bootstrap_cell_works_in_an_empty_environment(tmp_path, snapshot):
+def test_the_bootstrap_cell_works_in_an_empty_environment(tmp_path):
+    snapshot = checkout.copy(tmp_path / "snapshot")
     folder, environment = tmp_path / "alone", tmp_path / "environment"
     folder.mkdir()
     shutil.copy(ROOT / "book/_tools/template.ipynb", folder / "chapter.ipynb")
@@ -59,7 +41,7 @@ def test_the_bootstrap_cell_works_in_an_empty_environment(tmp_path, snapshot):
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.file://{snapshot}.insteadOf",
-        "GIT_CONFIG_VALUE_0": repository.address()[0],
+        "GIT_CONFIG_VALUE_0": address()[0],
         "JUPYTER_PATH": str(environment / "share/jupyter"),
     }
     install = [python, "-m", "pip", "install", "--quiet", "ipykernel", "nbclient"]

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 
+import notebooks
 import otbook
+import repository
+from repository import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "book/_tools"))
-import notebooks  # noqa: E402
-import repository  # noqa: E402
+from . import checkout
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 #: What a package is called on conda-forge, where the name differs.
@@ -100,15 +98,7 @@ def addresses(root):
 
 @pytest.fixture
 def clone(tmp_path):
-    """A copy of the working tree's tracked files, in a repository of its own."""
-    root = tmp_path / "clone"
-    for path in repository.text_files():
-        copy = root / path.relative_to(ROOT)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(path, copy)
-    subprocess.run(["git", "init", "-q"], cwd=root, check=True)
-    subprocess.run(["git", "add", "-A"], cwd=root, check=True)
-    return root
+    return checkout.copy(tmp_path / "clone")
 
 
 def test_no_second_address():

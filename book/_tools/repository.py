@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+
 from notebooks import normalise
 
 ROOT = Path(__file__).resolve().parents[2]
