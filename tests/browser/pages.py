@@ -205,6 +205,9 @@ def _anchors(path: Path) -> frozenset[str]:
 def fits_phone(visited: Visit) -> list[str]:
     """Nothing is wider than a phone's screen, except what scrolls inside itself."""
     visited.page.set_viewport_size(PHONE)
+    # The page's own script answers a change of width in the next frame.
+    frame = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+    visited.page.evaluate(frame)
     try:
         return visited.inspect("tooWide()")
     finally:
