@@ -1,0 +1,50 @@
+"""Data sets: shapes, ranges, and the same draw from the same generator."""
+
+import pytest
+import torch
+
+from otbook import datasets
+
+
+@pytest.mark.parametrize(("name", "mean"), [("china", 0.55), ("flower", 0.26)])
+def test_photographs_are_colours(name, mean):
+    photo = datasets.photograph(name, height=64)
+    assert photo.shape == (64, 96, 3)
+    assert photo.dtype == torch.float64
+    assert photo.min() >= 0
+    assert photo.max() <= 1
+    assert abs(photo.mean() - mean) < 0.1
+
+
+def test_only_two_photographs_exist():
+    with pytest.raises(ValueError, match="name must be one of 'china', 'flower', but is 'cat'"):
+        datasets.photograph("cat")
+    with pytest.raises(ValueError, match="height must be a whole number of at least 1, but is 0"):
+        datasets.photograph("china", height=0)
+
+
+def test_digits_come_with_their_labels():
+    images, labels = datasets.digits()
+    assert images.shape == (1797, 8, 8)
+    assert images.min() == 0
+    assert images.max() == 1
+    assert labels.bincount().min() >= 170
+    # A zero is dark in its middle, a one is bright there.
+    middle = images[:, 3:5, 3:5].mean((1, 2))
+    assert middle[labels == 0].mean() < 0.2 < 0.6 < middle[labels == 1].mean()
+
+
+def test_eight_gaussians_sit_on_a_circle():
+    x = datasets.eight_gaussians(4000, generator=torch.Generator().manual_seed(0), radius=3.0)
+    again = datasets.eight_gaussians(4000, generator=torch.Generator().manual_seed(0), radius=3.0)
+    torch.testing.assert_close(x, again, rtol=0, atol=0)
+    angle = torch.atan2(x[:, 1], x[:, 0]) / (torch.pi / 4)
+    assert (angle - angle.round()).abs().max() < 0.4
+    assert (angle.round().remainder(8).long().bincount() > 400).all()
+    spread = x.norm(dim=1) - 3
+    assert abs(spread.std() - 0.15) < 0.01
+
+
+def test_a_sample_has_at_least_one_point():
+    with pytest.raises(ValueError, match="n must be a whole number of at least 1"):
+        datasets.eight_gaussians(0, generator=torch.Generator())
