@@ -5,7 +5,7 @@ Samples → cost → solver → result → loss, map or flow → figure and clai
 
 from . import costs, exact, gaussian, onedim
 from ._result import ConvergenceWarning, OTResult
-from .entropic import sinkhorn
+from .entropic import sinkhorn, sinkhorn_divergence
 from .exact import assignment, emd, linear_program
 from .gaussian import bures_wasserstein
 from .onedim import quantile_map, sliced_wasserstein, wasserstein_1d
@@ -25,6 +25,7 @@ __all__ = [
     "onedim",
     "quantile_map",
     "sinkhorn",
+    "sinkhorn_divergence",
     "sliced_wasserstein",
     "wasserstein_1d",
 ]
