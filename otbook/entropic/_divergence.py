@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from .. import _check, costs
@@ -65,6 +64,7 @@ def sinkhorn_divergence(
         Feydy, Séjourné, Vialard, Amari, Trouvé, Peyré (2019), equation (3) and theorem 1.
 
     Example:
+        >>> import torch
         >>> x = torch.tensor([[0.0], [1.0]])
         >>> sinkhorn_divergence(x, x + 2.0, eps=0.5)  # a translation costs its square, at any eps
         tensor(4.)
