@@ -60,6 +60,8 @@ def tensor(value: ArrayLike, name: str, *, like: Tensor | None = None) -> Tensor
 
 def cost_matrix(C: ArrayLike, name: str = "C") -> Tensor:
     """A ground cost (…, n, m): not empty, no NaN, no −∞, a finite entry in every row and column."""
+    if hasattr(C, "dense"):
+        return C.dense()  # a PointCloudCost, checked when it was made, for a solver that needs the matrix
     C = tensor(C, name)
     if C.ndim < 2:
         raise ValueError(f"{name} must have shape (…, n, m), but has shape {tuple(C.shape)}")
@@ -139,9 +141,15 @@ def weights(a: ArrayLike | None, n: int, name: str, *, like: Tensor) -> Tensor:
     return a * (1 / mass).to(a.dtype).unsqueeze(-1)
 
 
-def problem(C: ArrayLike, a: ArrayLike | None, b: ArrayLike | None) -> tuple[Tensor, Tensor, Tensor]:
-    """A discrete problem: cost (…, n, m) with weights broadcast to (…, n) and (…, m)."""
-    C = cost_matrix(C)
+def problem(
+    C: ArrayLike, a: ArrayLike | None, b: ArrayLike | None, *, lazy: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A discrete problem: cost (…, n, m) with weights broadcast to (…, n) and (…, m).
+
+    Solvers that never need the matrix say ``lazy`` and get a ``PointCloudCost`` as it is.
+    """
+    if not (lazy and hasattr(C, "dense")):
+        C = cost_matrix(C)
     n, m = C.shape[-2:]
     a = weights(a, n, "a", like=C)
     b = weights(b, m, "b", like=C)

@@ -1,7 +1,8 @@
 """Ground costs: matrices C with C[i, j] = c(x_i, y_j), differentiable in both clouds.
 
 Every function takes x of shape (…, n, d) and y of shape (…, m, d) and returns (…, n, m).
-Gradients are finite everywhere, also where two points coincide.
+Gradients are finite everywhere, also where two points coincide. :class:`PointCloudCost` stands for
+such a matrix without storing it.
 """
 
 from __future__ import annotations
@@ -131,3 +132,75 @@ def lp(x: ArrayLike, y: ArrayLike, *, p: float) -> Tensor:
     for k in range(1, x.shape[-1]):
         total = total + (x[..., :, None, k] - y[..., None, :, k]).abs() ** p
     return total
+
+
+#: The ground costs that a name selects; each is symmetric and vanishes where two points coincide.
+BY_NAME = {"sqeuclidean": sqeuclidean, "euclidean": euclidean, "cosine": cosine}
+
+
+class PointCloudCost:
+    """The ground cost C_ij = c(x_i, y_j) of two clouds, computed a few rows at a time, never stored.
+
+    Solvers that accept it use memory proportional to n + m instead of n·m.
+
+    Args:
+        x: source points, shape (…, n, d).
+        y: target points, shape (…, m, d), with the same leading axes.
+        cost: ``"sqeuclidean"`` (‖x − y‖², without ½), ``"euclidean"`` or ``"cosine"``.
+
+    Raises:
+        ValueError: as for :func:`sqeuclidean`, for leading axes that differ and for an unknown cost.
+
+    Example:
+        >>> C = PointCloudCost([[0.0], [1.0]], [[0.0], [3.0]])
+        >>> C.shape
+        torch.Size([2, 2])
+        >>> C[..., 1:2, :]
+        tensor([[1., 4.]])
+    """
+
+    def __init__(self, x: ArrayLike, y: ArrayLike, cost: str = "sqeuclidean") -> None:
+        self.x, self.y = _check.clouds(x, y)
+        if self.x.shape[:-2] != self.y.shape[:-2]:
+            raise ValueError(
+                f"the batch shapes do not agree: x {tuple(self.x.shape[:-2])}, y {tuple(self.y.shape[:-2])}; "
+                "make the leading axes equal"
+            )
+        self.cost = _check.choice(cost, "cost", tuple(BY_NAME))
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.x.shape[:-1], self.y.shape[-2]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.x.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.x.device
+
+    @property
+    def ndim(self) -> int:
+        return self.x.ndim
+
+    @property
+    def mT(self) -> PointCloudCost:
+        return PointCloudCost(self.y, self.x, self.cost)
+
+    def numel(self) -> int:
+        """The number of entries that a stored matrix would have."""
+        return self.shape.numel()
+
+    def detach(self) -> PointCloudCost:
+        """The same cost without gradients."""
+        return PointCloudCost(self.x.detach(), self.y.detach(), self.cost)
+
+    def __getitem__(self, index: tuple[type(...), slice, slice]) -> Tensor:
+        """Some rows, ``C[..., i, :]`` for a slice i, as a tensor (…, k, m) that is differentiable."""
+        _, rows, _ = index
+        return BY_NAME[self.cost](self.x[..., rows, :], self.y)
+
+    def dense(self) -> Tensor:
+        """The whole matrix, shape (…, n, m)."""
+        return self[..., :, :]

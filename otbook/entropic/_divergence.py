@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from .. import _check, costs
 from .._check import ArrayLike
 from ._sinkhorn import sinkhorn
-
-#: Ground costs by name. Each vanishes where two points coincide, as a debiased loss needs.
-COSTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "sqeuclidean": costs.sqeuclidean,
-    "euclidean": costs.euclidean,
-    "cosine": costs.cosine,
-}
 
 
 def sinkhorn_divergence(
@@ -77,7 +68,7 @@ def sinkhorn_divergence(
         )
     a = None if a is None else _check.weights(a, x.shape[-2], "a", like=x).double()
     b = None if b is None else _check.weights(b, y.shape[-2], "b", like=x).double()
-    c = COSTS[_check.choice(cost, "cost", tuple(COSTS))]
+    c = costs.BY_NAME[_check.choice(cost, "cost", tuple(costs.BY_NAME))]
     u, v = x.double(), y.double()
 
     def value(C: Tensor, a: Tensor | None, b: Tensor | None) -> Tensor:

@@ -8,10 +8,13 @@ iteration is a pair of plain matrix–vector products.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold_
+
+from ..costs import PointCloudCost
 
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
 DRIFT = {torch.float32: 12.0, torch.float64: 50.0}
@@ -79,6 +82,52 @@ class DenseKernel:
         return S
 
 
+class PointCloudKernel(DenseKernel):
+    """The kernel T of a :class:`~otbook.costs.PointCloudCost`: its rows are made anew for each product.
+
+    Memory is O(n + m). The entries are those of a :class:`DenseKernel`, but for their cut.
+    """
+
+    factorisable = False
+
+    def __init__(self, C: PointCloudCost, a: Tensor, b: Tensor) -> None:
+        self.C, self.a, self.b = C, a, b
+        self.drift, self.floor = DRIFT[C.dtype], FLOOR[C.dtype]
+
+    def absorb(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """Remember g and its exact half-step f; returns f and the column sums of diag(a) T."""
+        f, columns = torch.empty_like(self.a), torch.zeros_like(self.b)
+        for i in blocks(self.C):
+            f[..., i], T = half_step(self.C[..., i, :], g, self.b, eps)
+            columns += (self.a[..., None, i] @ T).squeeze(-2)
+        self.f, self.g, self.eps = f, g, eps
+        return f, columns
+
+    def rows(self, v: Tensor) -> Tensor:
+        """The product T v."""
+        product = torch.empty_like(self.a)
+        for i, T in self._blocks():
+            product[..., i] = (T @ v.unsqueeze(-1).to(T.dtype)).squeeze(-1).to(v.dtype)
+        return product
+
+    def columns(self, w: Tensor) -> Tensor:
+        """The product Tᵀ w."""
+        product = torch.zeros_like(self.b)
+        for i, T in self._blocks():
+            product += (w[..., None, i].to(T.dtype) @ T).squeeze(-2)
+        return product
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        one = torch.ones_like(self.a)
+        for i in blocks(self.C):
+            yield i, plan_rows(self.C[..., i, :], one[..., i], self.b, self.f[..., i], self.g, self.eps)
+
+
+def softmin(C: Tensor | PointCloudCost, g: Tensor, b: Tensor, eps: float) -> Tensor:
+    """The entropic c-transform of g, a block of rows at a time."""
+    return torch.cat([half_step(C[..., i, :], g, b, eps)[0] for i in blocks(C)], dim=-1)
+
+
 def half_step(C: Tensor, g: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The entropic c-transform of g, f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), and its kernel T."""
     E = torch.add((g / eps + b.log()).unsqueeze(-2), C.to(g.dtype), alpha=-1 / eps)
@@ -100,7 +149,7 @@ def plan_rows(C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float)
     return E.add_((f / eps + a.log()).unsqueeze(-1)).exp_().to(C.dtype)
 
 
-def blocks(C: Tensor) -> list[slice]:
+def blocks(C: Tensor | PointCloudCost) -> list[slice]:
     """Slices of the rows of C, each of about ``_BLOCK`` entries."""
     n = C.shape[-2]
     size = max(1, _BLOCK * n // C.numel())

@@ -13,15 +13,16 @@ from tqdm import tqdm
 from .. import _check
 from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
+from ..costs import PointCloudCost
 from ._dual import maximise, schedule
-from ._kernel import DenseKernel, blocks, half_step, plan_rows
+from ._kernel import DenseKernel, PointCloudKernel, blocks, plan_rows, softmin
 
 #: ε-scaling starts at this share of the spread of C; from there on Sinkhorn is fast anyway.
 START = 0.05
 
 
 def sinkhorn(
-    C: ArrayLike,
+    C: ArrayLike | PointCloudCost,
     a: ArrayLike | None = None,
     b: ArrayLike | None = None,
     *,
@@ -41,7 +42,8 @@ def sinkhorn(
     exact ≤ cost = ⟨C, P⟩ ≤ value.
 
     Args:
-        C: ground cost, shape (…, n, m); +∞ forbids a pair.
+        C: ground cost, shape (…, n, m); +∞ forbids a pair. With a :class:`~otbook.costs.PointCloudCost`
+            memory is O(n + m), until the plan is asked for, and the value is differentiable in both clouds.
         a: source weights, shape (n,) or (…, n), sum 1; None means uniform. Zeros are allowed.
         b: target weights, shape (m,) or (…, m), sum 1; None means uniform. Zeros are allowed.
         eps: weight ε of the KL term, in units of C.
@@ -90,20 +92,19 @@ def sinkhorn(
         tensor([[0.0863, 0.4137],
                 [0.0137, 0.4863]], dtype=torch.float64)
     """
-    C, a, b = _check.problem(C, a, b)
+    C, a, b = _check.problem(C, a, b, lazy=True)
     eps = _check.positive(eps, "eps", remedy="for the unregularised problem use emd")
     tol = _check.positive(tol, "tol")
     max_iter = _check.positive_int(max_iter, "max_iter")
 
     cost = C.detach()
-    kernel = DenseKernel(cost, _exact(a), _exact(b))
+    make = PointCloudKernel if isinstance(C, PointCloudCost) else DenseKernel
+    kernel = make(cost, _exact(a), _exact(b))
     g = torch.zeros_like(kernel.b) if g0 is None else _potential(g0, kernel.b, like=C)
-    allowed = torch.isfinite(cost)
-    forbidden = not allowed.all()
-    low, high = (cost[allowed] if forbidden else cost).aminmax()
-    stages = schedule(eps, START * (high - low).item() if accelerate and g0 is None else 0.0)
+    low, high, forbidden = _range(cost)
+    stages = schedule(eps, START * (high - low) if accelerate and g0 is None else 0.0)
     # KL(P ‖ a⊗b) is at most the entropy of either marginal.
-    ceiling = high.item() + stages[0] * math.log(max(cost.shape[-2:])) if forbidden else math.inf
+    ceiling = high + stages[0] * math.log(max(cost.shape[-2:])) if forbidden else math.inf
 
     with tqdm(disable=not progress, unit="it") as bar:
 
@@ -126,6 +127,19 @@ def sinkhorn(
     return _result(C, a, b, kernel, f, g, eps, tol, n_iter, max_iter, ceiling)
 
 
+def _range(C: Tensor | PointCloudCost) -> tuple[float, float, bool]:
+    """The least and the largest finite cost, and whether there are infinite ones."""
+    low, high, forbidden = math.inf, -math.inf, False
+    for i in blocks(C):
+        block = C[..., i, :]
+        allowed = torch.isfinite(block)
+        if not allowed.all():
+            forbidden, block = True, block[allowed]
+        if block.numel():
+            low, high = min(low, block.min().item()), max(high, block.max().item())
+    return low, high, forbidden
+
+
 def _exact(w: Tensor) -> Tensor:
     """Weights in float64 (where the device has it), so that both masses are 1 to its precision."""
     w = w.detach().to(torch.float32 if w.device.type == "mps" else torch.float64)
@@ -144,7 +158,7 @@ def _potential(g0: ArrayLike, b: Tensor, *, like: Tensor) -> Tensor:
 
 
 def _result(
-    C: Tensor,
+    C: Tensor | PointCloudCost,
     a: Tensor,
     b: Tensor,
     kernel: DenseKernel,
@@ -160,7 +174,7 @@ def _result(
     cost, a_exact, b_exact = kernel.C, kernel.a, kernel.b
     if (b_exact == 0).any():
         # The loop leaves g alone where there is no mass; the c-transform of f belongs there.
-        g = torch.where(b_exact > 0, g, half_step(cost.mT, f, a_exact, eps)[0])
+        g = torch.where(b_exact > 0, g, softmin(cost.mT, f, a_exact, eps))
     dual = (a_exact * f).sum(-1) + (b_exact * g).sum(-1)
     shift = ((a_exact * f).sum(-1, keepdim=True) - (b_exact * g).sum(-1, keepdim=True)) / 2
     f, g = f - shift, g + shift
@@ -194,15 +208,24 @@ def _result(
             stacklevel=3,
         )
     return OTResult(
-        value=_Value.apply(C, a, b, f, g, value.to(C.dtype), eps),
+        value=_differentiable(C, a, b, f, g, value.to(C.dtype), eps),
         cost=transport.to(C.dtype),
         f=f.to(C.dtype),
         g=g.to(C.dtype),
         n_iter=n_iter,
         marginal_error=error.to(C.dtype),
         converged=converged,
-        _plan=lambda: plan_rows(cost, a_exact, b_exact, f, g, eps),
+        _plan=lambda: plan_rows(cost[..., :, :], a_exact, b_exact, f, g, eps),
     )
+
+
+def _differentiable(
+    C: Tensor | PointCloudCost, a: Tensor, b: Tensor, f: Tensor, g: Tensor, value: Tensor, eps: float
+) -> Tensor:
+    """Attach the gradients of the envelope theorem to the value."""
+    if isinstance(C, PointCloudCost):
+        return _PointCloudValue.apply(C.x, C.y, a, b, f, g, value, eps, C.cost)
+    return _Value.apply(C, a, b, f, g, value, eps)
 
 
 class _Value(torch.autograd.Function):
@@ -222,6 +245,32 @@ class _Value(torch.autograd.Function):
         C, a, b, f, g = ctx.saved_tensors
         gradients = _Gradient.apply(C, a, b, f, g, grad, ctx.eps, ctx.needs_input_grad[:3])
         return *gradients, None, None, None, None
+
+
+class _PointCloudValue(torch.autograd.Function):
+    """The optimal value as a function of the clouds: the chain rule through C, a block of rows at a time."""
+
+    @staticmethod
+    def forward(ctx, x, y, a, b, f, g, value, eps, cost):
+        ctx.save_for_backward(x, y, a, b, f, g)
+        ctx.eps, ctx.cost = eps, cost
+        return value.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        x, y, a, b, f, g = ctx.saved_tensors
+        grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
+        a_exact, b_exact = a.to(f.dtype), b.to(f.dtype)
+        for i in blocks(PointCloudCost(x, y, ctx.cost)):
+            with torch.enable_grad():
+                points, targets = x[..., i, :].detach().requires_grad_(), y.detach().requires_grad_()
+                C = PointCloudCost(points, targets, ctx.cost)[..., :, :]
+            P = plan_rows(C.detach(), a_exact[..., i], b_exact, f[..., i], g, ctx.eps)
+            grad_x[..., i, :], part = torch.autograd.grad(C, (points, targets), P * grad[..., None, None])
+            grad_y += part
+        gradients = grad_x, grad_y, grad[..., None] * f.to(a.dtype), grad[..., None] * g.to(b.dtype)
+        return *gradients, None, None, None, None, None
 
 
 class _Gradient(torch.autograd.Function):
