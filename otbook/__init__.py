@@ -3,7 +3,7 @@
 Samples → cost → solver → result → loss, map or flow → figure and claim.
 """
 
-from . import costs, exact, gaussian, onedim
+from . import barycenter, costs, exact, gaussian, onedim
 from ._result import ConvergenceWarning, OTResult
 from .entropic import sinkhorn, sinkhorn_divergence
 from .exact import assignment, emd, linear_program
@@ -16,6 +16,7 @@ __all__ = [
     "ConvergenceWarning",
     "OTResult",
     "assignment",
+    "barycenter",
     "bures_wasserstein",
     "costs",
     "emd",
