@@ -3,11 +3,12 @@
 Samples → cost → solver → result → loss, map or flow → figure and claim.
 """
 
-from . import barycenter, costs, exact, gaussian, onedim
+from . import barycenter, costs, exact, gaussian, gromov, onedim
 from ._result import ConvergenceWarning, OTResult
-from .entropic import sinkhorn, sinkhorn_divergence
+from .entropic import ipot, partial, sinkhorn, sinkhorn_divergence, sinkhorn_unbalanced, smooth_ot
 from .exact import assignment, emd, linear_program
 from .gaussian import bures_wasserstein
+from .gromov import entropic_gromov_wasserstein, fused_gromov_wasserstein, gromov_wasserstein
 from .onedim import quantile_map, sliced_wasserstein, wasserstein_1d
 
 __version__ = "0.1.0"
@@ -20,13 +21,21 @@ __all__ = [
     "bures_wasserstein",
     "costs",
     "emd",
+    "entropic_gromov_wasserstein",
     "exact",
+    "fused_gromov_wasserstein",
     "gaussian",
+    "gromov",
+    "gromov_wasserstein",
+    "ipot",
     "linear_program",
     "onedim",
+    "partial",
     "quantile_map",
     "sinkhorn",
     "sinkhorn_divergence",
+    "sinkhorn_unbalanced",
     "sliced_wasserstein",
+    "smooth_ot",
     "wasserstein_1d",
 ]

@@ -1,0 +1,194 @@
+"""The core loop of unbalanced transport: block ascent of its dual, and Newton where that is slow.
+
+The dual is D(f, g) = ⟨a, F(f)⟩ + ⟨b, F(g)⟩ − ε (Σ P − Σ a Σ b) with P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε).
+A class for each divergence knows its F; the rest is the same for all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._dual import PATIENCE, STAGE_TOL, _remaining
+from ._kernel import blocks, plan_rows
+
+#: exp(±HUGE) is the edge of float64: a potential f = HUGE ρ says that a point sends nothing.
+HUGE = 700.0
+
+#: Newton's method factorises matrices of size n + m up to LARGEST (a batch: of as many entries in all),
+#: with a relative shift that makes singular ones regular, and tries steps of up to REACH ε, halved up
+#: to TRIALS times.
+LARGEST, SHIFT, REACH, TRIALS = 4096, 1e-10, 50.0, 12
+
+
+@dataclass(frozen=True)
+class KL:
+    """Marginals relaxed by ρ KL: how the potentials are updated, and F in the dual."""
+
+    rho: float
+
+    def step(self, s: Tensor, eps: float) -> Tensor:
+        """The f that maximises F(f) − ε exp((f − s)/ε); s = +∞ where a point can send nothing."""
+        return self.rho / (self.rho + eps) * s.clamp(max=HUGE * (self.rho + eps))
+
+    def project(self, f: Tensor) -> Tensor:
+        """The nearest potential that the dual needs to consider."""
+        return f
+
+    def dual(self, f: Tensor) -> Tensor:
+        return -self.rho * torch.expm1(-f / self.rho)
+
+    def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """F′ and −F″."""
+        slope = (-f / self.rho).exp()
+        return slope, slope / self.rho
+
+    def free(self, f: Tensor, gradient: Tensor) -> Tensor:
+        """Which potentials may follow the gradient."""
+        return torch.ones_like(f, dtype=torch.bool)
+
+    def shift(self, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The c that maximises ⟨a, F(f + c)⟩ + ⟨b, F(g − c)⟩."""
+        A = torch.logsumexp(a.log() - f / self.rho, -1, keepdim=True)
+        B = torch.logsumexp(b.log() - g / self.rho, -1, keepdim=True)
+        return self.rho / 2 * (A - B)
+
+
+@dataclass(frozen=True)
+class TV:
+    """Marginals relaxed by ρ TV."""
+
+    rho: float
+
+    def step(self, s: Tensor, eps: float) -> Tensor:
+        return self.project(s)
+
+    def project(self, f: Tensor) -> Tensor:
+        return f.clamp(-self.rho, self.rho)
+
+    def dual(self, f: Tensor) -> Tensor:
+        return f.clamp(max=self.rho)
+
+    def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        return torch.ones_like(f), torch.zeros_like(f)
+
+    def free(self, f: Tensor, gradient: Tensor) -> Tensor:
+        return torch.where(gradient > 0, f < self.rho, f > -self.rho)
+
+    def shift(self, f: Tensor, g: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """As for KL, of a concave, piecewise linear function of c.
+
+        Its slope starts at Σ a and falls by a_i at ρ − f_i and by b_j at g_j − ρ. Where it is 0 on
+        an interval, the c nearest to 0 is taken.
+        """
+        kinks, order = torch.cat([self.rho - f, g - self.rho], -1).sort(-1)
+        fallen = torch.cat([a, b], -1).gather(-1, order).cumsum(-1)
+        total = a.sum(-1, keepdim=True)
+        rounding = 1e-12 * total
+        first = torch.searchsorted(fallen, total - rounding).clamp(max=kinks.shape[-1] - 1)
+        last = torch.searchsorted(fallen, total + rounding, right=True).clamp(max=kinks.shape[-1] - 1)
+        least, most = kinks.gather(-1, first), kinks.gather(-1, last)
+        c = torch.zeros_like(least).clamp(least, most)
+        # f + c ≥ −ρ and g − c ≥ −ρ, where there is mass.
+        least = -self.rho - f.masked_fill(a == 0, math.inf).amin(-1, keepdim=True)
+        most = self.rho + g.masked_fill(b == 0, math.inf).amin(-1, keepdim=True)
+        return c.clamp(least, most)
+
+
+def maximise(
+    relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, stages: list[float], tol: float, max_iter: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, int]:
+    """Block ascent of the dual, through the stages of ε.
+
+    Returns f, g, the soft minima s = softmin(C − g) and t = softmin(C − f) that they are to match,
+    by how much of the plan's mass they fail to, and the number of iterations.
+    """
+    C_T = C.mT.contiguous()
+    factorisable = (a.numel() + b.numel()) * sum(C.shape[-2:]) <= LARGEST**2
+    g, n_iter = torch.zeros_like(b), 0
+    for k, eps in enumerate(stages, start=1 - len(stages)):
+        goal = tol if k == 0 else STAGE_TOL
+        sweeps, last = 0, math.inf
+        s = _softmin(C, g, b, eps)
+        while True:
+            f = relaxed.step(s, eps)
+            t = _softmin(C_T, f, a, eps)
+            g = relaxed.step(t, eps)
+            c = relaxed.shift(f, g, a, b)
+            f, g, t = f + c, g - c, t - c
+            s = _softmin(C, g, b, eps)
+            n_iter, sweeps = n_iter + 1, sweeps + 1
+            errors = _change(relaxed, f, s, a, eps) + _change(relaxed, g, t, b, eps)
+            errors = errors / pair(a, ((f - s) / eps).exp()).clamp(min=torch.finfo(a.dtype).tiny)
+            # Each of the stages to come takes one iteration at least.
+            if n_iter >= max_iter + k or (errors <= goal).all():
+                break
+            error = errors.max().item()
+            slow = sweeps > 2 and math.isfinite(error) and _remaining(goal / error, error / last) > PATIENCE
+            last = error
+            if slow and factorisable and n_iter + 1 < max_iter + k:
+                g = _newton(relaxed, C, a, b, f, g, eps)
+                s = _softmin(C, g, b, eps)
+                n_iter, sweeps, last = n_iter + 1, 0, math.inf
+    return f, g, s, t, errors, n_iter
+
+
+def _newton(relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
+    """A projected Newton step of the dual in (f, g), as in Bertsekas (1982); returns the new g.
+
+    It finds what block ascent finds only slowly: constants that clusters of points share, which
+    hardly exchange any mass.
+    """
+    n = C.shape[-2]
+    w = torch.cat([a, b], -1)
+
+    def gradient(z: Tensor) -> tuple[Tensor, Tensor]:
+        P = plan_rows(C.to(w.dtype), a, b, z[..., :n], z[..., n:], eps)
+        G = w * relaxed.derivatives(z)[0] - torch.cat([P.sum(-1), P.sum(-2)], -1)
+        return P, torch.where(w > 0, G, 0.0)
+
+    z = relaxed.project(torch.cat([f, g], -1))
+    P, G = gradient(z)
+    free = relaxed.free(z, G) & (w > 0)
+    H = torch.zeros(*w.shape, w.shape[-1], dtype=w.dtype, device=w.device)
+    H[..., :n, n:], H[..., n:, :n] = P / eps, P.mT / eps
+    H = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), H, 0.0)
+    sums = torch.cat([P.sum(-1), P.sum(-2)], -1)
+    # The relative shift is for the constant of f⊕g where it is undetermined.
+    diagonal = (1 + SHIFT) * (sums / eps + w * relaxed.derivatives(z)[1])
+    H.diagonal(dim1=-2, dim2=-1).copy_(torch.where(free & (diagonal > 0), diagonal, 1.0))
+    L, failed = torch.linalg.cholesky_ex(H)
+    x = torch.cholesky_solve(torch.where(free, G, 0.0).unsqueeze(-1), L).squeeze(-1)
+    # The model is of exponentials: it says nothing about moves of many ε.
+    x = x * (REACH * eps / x.abs().amax(-1, keepdim=True).clamp(min=REACH * eps))
+    best, done = z, (failed > 0).unsqueeze(-1)
+    for k in range(TRIALS):
+        trial = relaxed.project(z + 0.5**k * x)
+        move = trial - z
+        after = (gradient(trial)[1] * move).sum(-1, keepdim=True)
+        # The approximate Wolfe condition of Hager and Zhang (2005); NaN, after an overflow, fails it.
+        good = ~done & (after >= -0.5 * (G * move).sum(-1, keepdim=True))
+        best, done = torch.where(good, trial, best), done | good
+        if done.all():
+            break
+    return best[..., n:]
+
+
+def _softmin(C: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:
+    """−ε log Σ_j b_j exp((g_j − C_ij)/ε), for each i."""
+    h = (g / eps + b.log()).unsqueeze(-2)
+    rows = (torch.add(h, C[..., i, :].to(h.dtype), alpha=-1 / eps) for i in blocks(C))
+    return torch.cat([-eps * torch.logsumexp(E, -1) for E in rows], -1)
+
+
+def _change(relaxed: KL | TV, f: Tensor, s: Tensor, a: Tensor, eps: float) -> Tensor:
+    """By how much a step in f would change the row sums a exp((f − s)/ε) of the plan, in ‖·‖₁."""
+    return pair(a, (((relaxed.step(s, eps) - s) / eps).exp() - ((f - s) / eps).exp()).abs())
+
+
+def pair(a: Tensor, x: Tensor) -> Tensor:
+    """⟨a, x⟩, where x may overflow at atoms without mass."""
+    return torch.where(a > 0, a * x, 0.0).sum(-1)
