@@ -31,6 +31,7 @@ def sqeuclidean(x: ArrayLike, y: ArrayLike) -> Tensor:
     Raises:
         ValueError: for empty clouds, entries that are not finite, or clouds that differ in
             dimension, dtype or device.
+        MemoryError: for a matrix that cannot be stored; :class:`PointCloudCost` needs no matrix.
 
     Note:
         For d > 16 the cost is expanded as ‖x‖² + ‖y‖² − 2⟨x, y⟩ after centring; its
@@ -42,15 +43,16 @@ def sqeuclidean(x: ArrayLike, y: ArrayLike) -> Tensor:
                 [1., 4.]])
     """
     x, y = _check.clouds(x, y)
-    if x.shape[-1] <= _EXACT_DIMENSION:
-        total = (x[..., :, None, 0] - y[..., None, :, 0]).square()
-        for k in range(1, x.shape[-1]):
-            total = total + (x[..., :, None, k] - y[..., None, :, k]).square()
-        return total
-    centre = x.detach().mean(-2, keepdim=True)
-    x, y = x - centre, y - centre
-    squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    return (squares - 2 * x @ y.mT).clamp(min=0)
+    with _check.memory(_shape(x, y), x.dtype):
+        if x.shape[-1] <= _EXACT_DIMENSION:
+            total = (x[..., :, None, 0] - y[..., None, :, 0]).square()
+            for k in range(1, x.shape[-1]):
+                total = total + (x[..., :, None, k] - y[..., None, :, k]).square()
+            return total
+        centre = x.detach().mean(-2, keepdim=True)
+        x, y = x - centre, y - centre
+        squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
+        return (squares - 2 * x @ y.mT).clamp(min=0)
 
 
 def euclidean(x: ArrayLike, y: ArrayLike) -> Tensor:
@@ -73,9 +75,10 @@ def euclidean(x: ArrayLike, y: ArrayLike) -> Tensor:
         tensor([[5.]])
     """
     squared = sqeuclidean(x, y)
-    apart = squared > 0
-    # The square root sees 1 where points coincide, so that its derivative stays finite.
-    return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+    with _check.memory(squared.shape, squared.dtype):
+        apart = squared > 0
+        # The square root sees 1 where points coincide, so that its derivative stays finite.
+        return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
 
 
 def cosine(x: ArrayLike, y: ArrayLike) -> Tensor:
@@ -103,7 +106,8 @@ def cosine(x: ArrayLike, y: ArrayLike) -> Tensor:
             )
     unit_x = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True)
     unit_y = y / torch.linalg.vector_norm(y, dim=-1, keepdim=True)
-    return (1 - unit_x @ unit_y.mT).clamp(min=0)
+    with _check.memory(_shape(x, y), x.dtype):
+        return (1 - unit_x @ unit_y.mT).clamp(min=0)
 
 
 def lp(x: ArrayLike, y: ArrayLike, *, p: float) -> Tensor:
@@ -128,10 +132,16 @@ def lp(x: ArrayLike, y: ArrayLike, *, p: float) -> Tensor:
     p = _check.positive(p, "p")
     if p < 1:
         raise ValueError(f"p must be at least 1 for a convex cost, but is {p:g}")
-    total = (x[..., :, None, 0] - y[..., None, :, 0]).abs() ** p
-    for k in range(1, x.shape[-1]):
-        total = total + (x[..., :, None, k] - y[..., None, :, k]).abs() ** p
-    return total
+    with _check.memory(_shape(x, y), x.dtype):
+        total = (x[..., :, None, 0] - y[..., None, :, 0]).abs() ** p
+        for k in range(1, x.shape[-1]):
+            total = total + (x[..., :, None, k] - y[..., None, :, k]).abs() ** p
+        return total
+
+
+def _shape(x: Tensor, y: Tensor) -> torch.Size:
+    """The shape of the costs between two clouds."""
+    return torch.Size((*max(x.shape[:-2], y.shape[:-2], key=len), x.shape[-2], y.shape[-2]))
 
 
 #: The ground costs that a name selects; each is symmetric and vanishes where two points coincide.
@@ -191,6 +201,14 @@ class PointCloudCost:
     def numel(self) -> int:
         """The number of entries that a stored matrix would have."""
         return self.shape.numel()
+
+    def bound(self) -> float:
+        """A bound of the largest entry, from the radii of the clouds."""
+        if self.cost == "cosine":
+            return 2.0
+        centre = self.x.detach().mean(-2, keepdim=True)
+        radii = ((z.detach() - centre).square().sum(-1).max().sqrt() for z in (self.x, self.y))
+        return sum(radii).item() ** (2 if self.cost == "sqeuclidean" else 1)
 
     def detach(self) -> PointCloudCost:
         """The same cost without gradients."""

@@ -3,67 +3,109 @@
 With its potentials absorbed the kernel is T_ij = b_j exp((f_i + g_j − C_ij)/ε), whose row i says
 where the plan sends point i. Its rows sum to 1, so nothing that matters can underflow, and every
 iteration is a pair of plain matrix–vector products.
+
+Potentials are absorbed in float64; the products are done in float32, whatever the dtype of C. Since
+T1 = 1 and Tᵀa = c are known, T v = s1 + T(v − s1) for every number s; with s = 1 the rounding of T
+enters only in proportion to how far the scalings v have moved. So a few absorptions reach any tolerance.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold_
 
 from ..costs import PointCloudCost
+from ._tiles import Exponents
 
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
-DRIFT = {torch.float32: 12.0, torch.float64: 50.0}
+DRIFT = 12.0
 
-#: Entries of T below exp(−CUT) become 0. They stay below rounding even after the scalings drift;
-#: kept, they would be denormal numbers in the products, ten to a hundred times slower.
-CUT = {torch.float32: 57.0, torch.float64: 600.0}
+#: Entries below exp(−CUT), relative to the largest of a row, become 0: as denormal numbers they would
+#: make exponentials and products ten times slower. In the products of the core loop the cut is higher,
+#: so that it stays below rounding but above denormals also after the scalings drift.
+CUT = {torch.float32: 80.0, torch.float64: 690.0}
+PRODUCT_CUT = 57.0
 
-#: Below this marginal error the rounding of T shows and the products are no longer to be trusted.
-FLOOR = {torch.float32: 2e-6, torch.float64: 0.0}
+#: A relative error of T above which its exponents are formed in float64.
+COARSE = 5e-4
 
 #: Rows are handled in blocks of about this many entries, so that a block stays in cache.
 _BLOCK = 1 << 17
+#: A batch is cut less finely, and a GPU works best on large blocks.
+_BATCH_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 25
+
+#: How the rows r = T v (those of a slice) become the weights w of the column product Tᵀ w.
+Middle = Callable[[Tensor, slice], Tensor]
 
 
 class DenseKernel:
     """The kernel T of a dense cost C (…, n, m); :meth:`absorb` builds it, the core loop multiplies by it.
 
-    Vectors are float64 whatever the dtype of C, because (f + g − C)/ε loses its digits exactly
-    when ε is small. Only T has the dtype of C: it carries the memory and the time.
+    Its entries have the dtype given and the relative error ``rounding``. Vectors are float64 always,
+    because (f + g − C)/ε loses its digits exactly when ε is small.
     """
 
-    def __init__(self, C: Tensor, a: Tensor, b: Tensor) -> None:
-        self.C, self.a, self.b = C, a, b
-        self.T = torch.empty_like(C, memory_format=torch.contiguous_format)
-        self.drift, self.floor = DRIFT[C.dtype], FLOOR[C.dtype]
+    def __init__(self, C: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.C, self.a, self.b, self.dtype = C, a, b, dtype
+        self.rounding = torch.finfo(dtype).eps
+        self.T = torch.empty(C.shape, dtype=dtype, device=C.device)
         # Newton's matrix is m × m: not much larger than C, or else small.
         m = C.shape[-1]
         self.factorisable = m <= 4096 and C.numel() // C.shape[-2] * m <= max(4 * C.numel(), 1 << 22)
 
-    def absorb(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    def absorb(self, g: Tensor, eps: float, goal: float) -> tuple[Tensor, Tensor]:
         """Build T from g: f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), an exact half-step in the log domain.
 
-        Returns f and the column sums of the plan diag(a) T, both in float64.
+        Returns f and the column sums c of the plan diag(a) T, accurate enough for a marginal error ``goal``.
         """
-        f, columns = torch.empty_like(self.a), torch.zeros_like(self.b)
+        f, self.c = torch.empty_like(self.a), torch.zeros_like(self.b)
+        for i, f[..., i], T, _ in self._half_steps(g, eps, goal):
+            self.c += _times(T, self.a[..., i])
+            self._keep(i, T)
+        self._potentials(f, g, eps)
+        return f, self.c
+
+    def measure(self, g: Tensor, eps: float, goal: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What g leads to: f, the row and column sums of the plan diag(a) T, and its transport cost."""
+        f, rows, c = torch.empty_like(self.a), torch.empty_like(self.a), torch.zeros_like(self.b)
+        paid = torch.empty_like(self.a)
+        for i, f[..., i], T, paid[..., i] in self._half_steps(g, eps, goal, costs=True):
+            rows[..., i] = self.a[..., i] * T.sum(-1)
+            c += _times(T, self.a[..., i])
+        return f, rows, c, self.total(self.a * paid)
+
+    def _half_steps(self, g: Tensor, eps: float, goal: float, costs: bool = False) -> Iterator[tuple]:
+        """Rows, their f and T and, if asked for, what a unit of mass pays there."""
+        dtype = self._precision(goal)
         for i in blocks(self.C):
-            f[..., i], T = half_step(self.C[..., i, :], g, self.b, eps)
-            columns += (self.a[..., None, i] @ T).squeeze(-2)
-            self.T[..., i, :] = threshold_(T, math.exp(-CUT[self.C.dtype]), 0.0)
-        return f, columns
+            C = self.C[..., i, :]
+            f, T = half_step(C, g, self.b, eps, dtype)
+            yield i, f, T, _paid(T, C) if costs else None
+
+    def _keep(self, i: slice, T: Tensor) -> None:
+        self.T[..., i, :] = threshold_(T, math.exp(-PRODUCT_CUT), 0.0)
+
+    def _potentials(self, f: Tensor, g: Tensor, eps: float) -> None:
+        """A dense kernel has them in T."""
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
-        return _times(self.T.mT, v)
+        s = _centre(v)
+        return s + _times(self.T.mT, v - s)
 
-    def columns(self, w: Tensor) -> Tensor:
-        """The product Tᵀ w."""
-        return _times(self.T, w)
+    def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
+        """The products r = T v and Tᵀ w, where w = ``middle``(r, rows)."""
+        s = _centre(v)
+        r = s + _times(self.T.mT, v - s)
+        return r, s * self.c + _times(self.T, middle(r, slice(None)) - s * self.a)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over all rows."""
+        return x.sum(-1)
 
     def laplacian(self, u: Tensor, v: Tensor) -> Tensor:
         """S = diag(Pᵀ1) − Pᵀ diag(1/a) P for P = diag(a u) T diag(v) with P1 = a.
@@ -81,46 +123,77 @@ class DenseKernel:
         diagonal.copy_(degree)
         return S
 
+    def _precision(self, goal: float) -> torch.dtype:
+        """The precision of the exponentials that a marginal error ``goal`` asks for."""
+        return self.dtype if goal > 8 * self.rounding else self.a.dtype
+
 
 class PointCloudKernel(DenseKernel):
-    """The kernel T of a :class:`~otbook.costs.PointCloudCost`: its rows are made anew for each product.
+    """The kernel T of a :class:`~otbook.costs.PointCloudCost`: its rows are made anew when needed.
 
-    Memory is O(n + m). The entries are those of a :class:`DenseKernel`, but for their cut.
+    Memory is O(n + m). A sweep makes each block of rows once and uses it for both products.
     """
 
     factorisable = False
 
-    def __init__(self, C: PointCloudCost, a: Tensor, b: Tensor) -> None:
-        self.C, self.a, self.b = C, a, b
-        self.drift, self.floor = DRIFT[C.dtype], FLOOR[C.dtype]
+    def __init__(self, C: PointCloudCost, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
+        self.C, self.a, self.b, self.wanted = C, a, b, dtype
 
-    def absorb(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        """Remember g and its exact half-step f; returns f and the column sums of diag(a) T."""
-        f, columns = torch.empty_like(self.a), torch.zeros_like(self.b)
+    def _half_steps(self, g: Tensor, eps: float, goal: float, costs: bool = False) -> Iterator[tuple]:
+        right = g / eps + self.b.log()
+        self.dtype = self.wanted
+        E = self._exponents(torch.zeros_like(self.a), right, eps, self.dtype)
+        if E.rounding > COARSE:
+            self.dtype = self.a.dtype
+            E = self._exponents(torch.zeros_like(self.a), right, eps, self.dtype)
+        self.rounding = E.rounding
+        if self._precision(goal) != self.dtype:
+            E = self._exponents(torch.zeros_like(self.a), right, eps, self.a.dtype)
+        # C_ij = ε (right_j − E_ij), where mass arrives.
+        right = torch.where(self.b > 0, right, 0.0)
         for i in blocks(self.C):
-            f[..., i], T = half_step(self.C[..., i, :], g, self.b, eps)
-            columns += (self.a[..., None, i] @ T).squeeze(-2)
-        self.f, self.g, self.eps = f, g, eps
-        return f, columns
+            tile = E[i]
+            before = tile.clone() if costs else None
+            log_sum, T = softmax_(tile, E.dtype)
+            yield i, -eps * log_sum, T, eps * (_times(T.mT, right) - _paid(T, before)) if costs else None
+
+    def _keep(self, i: slice, T: Tensor) -> None:
+        """Nothing is kept: T is made anew from the potentials."""
+
+    def _potentials(self, f: Tensor, g: Tensor, eps: float) -> None:
+        self.E = self._exponents(f / eps, g / eps + self.b.log(), eps, self.dtype)
+
+    def _exponents(self, left: Tensor, right: Tensor, eps: float, dtype: torch.dtype) -> Exponents:
+        return Exponents(self.C, left, right, eps, dtype)
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
-        product = torch.empty_like(self.a)
-        for i, T in self._blocks():
-            product[..., i] = (T @ v.unsqueeze(-1).to(T.dtype)).squeeze(-1).to(v.dtype)
-        return product
+        s = _centre(v)
+        return torch.cat([s + _times(T.mT, v - s) for _, T in self._blocks()], -1)
 
-    def columns(self, w: Tensor) -> Tensor:
-        """The product Tᵀ w."""
-        product = torch.zeros_like(self.b)
+    def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
+        """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in one pass."""
+        s = _centre(v)
+        r, product = torch.empty_like(self.a), s * self.c
         for i, T in self._blocks():
-            product += (w[..., None, i].to(T.dtype) @ T).squeeze(-2)
-        return product
+            r[..., i] = s + _times(T.mT, v - s)
+            product += _times(T, middle(r[..., i], i) - s * self.a[..., i])
+        return r, product
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        one = torch.ones_like(self.a)
         for i in blocks(self.C):
-            yield i, plan_rows(self.C[..., i, :], one[..., i], self.b, self.f[..., i], self.g, self.eps)
+            yield i, self.E[i].clamp_(min=-CUT[self.dtype]).exp_()
+
+
+def _paid(T: Tensor, C: Tensor) -> Tensor:
+    """Σ_j T_ij C_ij, where forbidden pairs, which get no mass, cost nothing."""
+    paid = torch.linalg.vecdot(T, C.to(T.dtype))
+    return paid if torch.isfinite(paid).all() else (T * C).nan_to_num(0.0).sum(-1)
+
+
+def _centre(v: Tensor) -> Tensor:
+    """The number s of T v = s1 + T(v − s1): 1 where all scalings v are near 1, else 0; shape (…, 1)."""
+    return ((v - 1).abs().amax(-1, keepdim=True) < 0.5).to(v.dtype)
 
 
 def softmin(C: Tensor | PointCloudCost, g: Tensor, b: Tensor, eps: float) -> Tensor:
@@ -128,31 +201,48 @@ def softmin(C: Tensor | PointCloudCost, g: Tensor, b: Tensor, eps: float) -> Ten
     return torch.cat([half_step(C[..., i, :], g, b, eps)[0] for i in blocks(C)], dim=-1)
 
 
-def half_step(C: Tensor, g: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The entropic c-transform of g, f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), and its kernel T."""
-    E = torch.add((g / eps + b.log()).unsqueeze(-2), C.to(g.dtype), alpha=-1 / eps)
+def half_step(
+    C: Tensor, g: Tensor, b: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
+    """The entropic c-transform of g, f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), and its kernel T.
+
+    The exponents are formed in the precision of g, the exponentials in ``dtype``, by default the same.
+    """
+    E = torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps)
+    log_sum, T = softmax_(E, dtype or g.dtype)
+    return -eps * log_sum, T
+
+
+def softmax_(E: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The logarithm of the row sums of exp(E), in the precision of E, and exp(E) with rows divided by them.
+
+    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN. E is overwritten.
+    """
     peak = E.amax(-1, keepdim=True)
-    T = torch.softmax(E, -1)
-    closed = peak == -math.inf
-    if closed.any():
-        # Every allowed target of this row has weight 0: the row stays empty instead of NaN.
-        peak, T = peak.masked_fill(closed, 0.0), T.masked_fill(closed, 0.0)
-    # The largest entry is exp(peak − logsumexp), which gives the logarithm of the sum.
-    top = T.amax(-1, keepdim=True)
-    return -eps * (peak - top.masked_fill(top == 0, 1.0).log()).squeeze(-1), T
+    peak.masked_fill_(peak == -math.inf, 0.0)
+    T = exp_(E.sub_(peak).to(dtype))
+    total = T.sum(-1, keepdim=True)
+    total.masked_fill_(total == 0, 1.0)
+    return (peak + total.log()).squeeze(-1), T.div_(total)
 
 
 def plan_rows(C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
     """P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε), rounded to the dtype of C."""
-    right = g / eps + b.log()
-    E = torch.add(right.unsqueeze(-2), C.to(g.dtype), alpha=-1 / eps)
-    return E.add_((f / eps + a.log()).unsqueeze(-1)).exp_().to(C.dtype)
+    E = torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps)
+    return exp_(E.add_((f / eps + a.log()).unsqueeze(-1))).to(C.dtype)
+
+
+def exp_(E: Tensor) -> Tensor:
+    """The exponential in place, 0 where it would be denormal."""
+    cut = CUT[E.dtype]
+    return threshold_(E.clamp_(min=-cut - 1).exp_(), math.exp(-cut), 0.0)
 
 
 def blocks(C: Tensor | PointCloudCost) -> list[slice]:
-    """Slices of the rows of C, each of about ``_BLOCK`` entries."""
+    """Slices of the rows of C, each of about as many entries as suits the device."""
     n = C.shape[-2]
-    size = max(1, _BLOCK * n // C.numel())
+    entries = _GPU_BLOCK if C.device.type != "cpu" else _BLOCK if C.ndim == 2 else max(_BLOCK, _BATCH_BLOCK)
+    size = max(1, entries * n // C.numel())
     return [slice(i, i + size) for i in range(0, n, size)]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,9 @@ from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
 from ..costs import PointCloudCost
 from ._dual import maximise, schedule
-from ._kernel import DenseKernel, PointCloudKernel, blocks, plan_rows, softmin
+from ._gradients import Cost, Plan, Potentials, Value
+from ._kernel import DenseKernel, PointCloudKernel, softmin
+from ._unrolled import unrolled
 
 #: ε-scaling starts at this share of the spread of C; from there on Sinkhorn is fast anyway.
 START = 0.05
@@ -33,6 +36,7 @@ def sinkhorn(
     accelerate: bool = True,
     callback: Callable[[int, float, float], None] | None = None,
     progress: bool = False,
+    gradient: str = "implicit",
 ) -> OTResult:
     r"""Entropic optimal transport, stable at every ε.
 
@@ -57,14 +61,17 @@ def sinkhorn(
             largest error and the smallest dual value of the batch; during ε-scaling these belong to
             the current, larger ε.
         progress: show a progress bar.
+        gradient: ``"implicit"`` differentiates the solution, ``"unrolled"`` the plain iterations that lead
+            to it, recorded one by one: memory for each, and accurate only as they converge; for comparison.
 
     Returns:
-        An :class:`OTResult`. ``value`` is the dual objective, in units of C. It may be
-        differentiated once in C, a and b: by the envelope theorem its gradients are P, f and g,
-        the last two up to a constant, which weights of sum 1 do not see. ``cost``, ``plan``, ``f``
-        and ``g`` are detached: no gradient passes through them. The potentials are normalised by
-        ⟨a, f⟩ = ⟨b, g⟩. The plan is computed on first use from C, which must not be changed in
-        place before.
+        An :class:`OTResult`. ``value`` is the dual objective, in units of C. Everything in it can be
+        differentiated in C (or the clouds), a and b. The gradients of ``value`` are P, f and g, by the
+        envelope theorem; those of ``cost``, ``plan``, ``f`` and ``g``, and second derivatives of
+        ``value``, come from implicit differentiation: one linear system, solved by products with P.
+        Gradients in the weights are determined up to a constant, which weights of sum 1 do not see. The
+        potentials are normalised by ⟨a, f⟩ = ⟨b, g⟩. The plan is computed on first use from C, which
+        must not be changed in place before.
 
     Raises:
         ValueError: for weights or costs that make no problem, and for eps, tol or max_iter that are
@@ -96,15 +103,8 @@ def sinkhorn(
     eps = _check.positive(eps, "eps", remedy="for the unregularised problem use emd")
     tol = _check.positive(tol, "tol")
     max_iter = _check.positive_int(max_iter, "max_iter")
-
-    cost = C.detach()
-    make = PointCloudKernel if isinstance(C, PointCloudCost) else DenseKernel
-    kernel = make(cost, _exact(a), _exact(b))
-    g = torch.zeros_like(kernel.b) if g0 is None else _potential(g0, kernel.b, like=C)
-    low, high, forbidden = _range(cost)
-    stages = schedule(eps, START * (high - low) if accelerate and g0 is None else 0.0)
-    # KL(P ‖ a⊗b) is at most the entropy of either marginal.
-    ceiling = high + stages[0] * math.log(max(cost.shape[-2:])) if forbidden else math.inf
+    _check.choice(gradient, "gradient", ("implicit", "unrolled"))
+    start = None if g0 is None else _potential(g0, b, like=C)
 
     with tqdm(disable=not progress, unit="it") as bar:
 
@@ -114,30 +114,43 @@ def sinkhorn(
             if callback:
                 callback(n_iter, error.max().item(), dual.min().item())
 
-        f, g, n_iter = maximise(
+        report = report if callback or progress else None
+        if gradient == "unrolled":
+            return unrolled(C, a, b, eps=eps, tol=tol, max_iter=max_iter, g0=start, report=report)
+        kernel, ceiling = _kernel(C, a, b), math.inf
+        low, high, forbidden = _range(kernel.C)
+        stages = schedule(eps, START * (high - low) if accelerate and g0 is None else 0.0)
+        if forbidden:
+            # KL(P ‖ a⊗b) is at most the entropy of either marginal.
+            ceiling = high + stages[0] * math.log(max(C.shape[-2:]))
+        g, n_iter = maximise(
             kernel,
-            g,
+            torch.zeros_like(kernel.b) if start is None else start.to(kernel.b.dtype),
             stages,
-            tol=0.8 * tol,  # the rest is for rounding the plan to its dtype
+            tol=0.9 * max(tol - _rounding(kernel, C), 0.1 * tol),
             max_iter=max_iter,
             ceiling=ceiling,
             accelerate=accelerate,
-            report=report if callback or progress else None,
+            report=report,
         )
-    return _result(C, a, b, kernel, f, g, eps, tol, n_iter, max_iter, ceiling)
+    return _result(C, a, b, kernel, g, eps, tol, n_iter, max_iter, ceiling)
+
+
+def _kernel(C: Tensor | PointCloudCost, a: Tensor, b: Tensor) -> DenseKernel:
+    """The absorbed kernel of a cost, with the weights in float64."""
+    return (PointCloudKernel if isinstance(C, PointCloudCost) else DenseKernel)(
+        C.detach(), _exact(a), _exact(b)
+    )
 
 
 def _range(C: Tensor | PointCloudCost) -> tuple[float, float, bool]:
-    """The least and the largest finite cost, and whether there are infinite ones."""
-    low, high, forbidden = math.inf, -math.inf, False
-    for i in blocks(C):
-        block = C[..., i, :]
-        allowed = torch.isfinite(block)
-        if not allowed.all():
-            forbidden, block = True, block[allowed]
-        if block.numel():
-            low, high = min(low, block.min().item()), max(high, block.max().item())
-    return low, high, forbidden
+    """The least and the largest finite cost, or bounds of them, and whether there are infinite ones."""
+    if isinstance(C, PointCloudCost):
+        return 0.0, C.bound(), False
+    low, high = (t.item() for t in torch.aminmax(C))
+    if math.isfinite(high):
+        return low, high, False
+    return low, C[torch.isfinite(C)].max().item(), True
 
 
 def _exact(w: Tensor) -> Tensor:
@@ -154,7 +167,12 @@ def _potential(g0: ArrayLike, b: Tensor, *, like: Tensor) -> Tensor:
             f"{'' if torch.isfinite(g).all() else ' and an entry that is not finite'}; "
             "pass the g of a similar problem, or None"
         )
-    return g.to(b.dtype).expand(b.shape)
+    return g.expand(b.shape)
+
+
+def _rounding(kernel: DenseKernel, C: Tensor | PointCloudCost) -> float:
+    """What the marginals lose at most when the plan is rounded to the dtype of C: half a unit in each."""
+    return torch.finfo(C.dtype).eps if C.dtype != kernel.a.dtype else 0.0
 
 
 def _result(
@@ -162,7 +180,6 @@ def _result(
     a: Tensor,
     b: Tensor,
     kernel: DenseKernel,
-    f: Tensor,
     g: Tensor,
     eps: float,
     tol: float,
@@ -170,28 +187,20 @@ def _result(
     max_iter: int,
     ceiling: float,
 ) -> OTResult:
-    """Measure the plan of the potentials as it will be returned, and wrap it up."""
-    cost, a_exact, b_exact = kernel.C, kernel.a, kernel.b
-    if (b_exact == 0).any():
+    """Measure the plan of the potentials, and wrap it up with its gradients."""
+    f, rows, columns, transport = kernel.measure(g, eps, tol if C.dtype == torch.float32 else 0.0)
+    error = kernel.total((rows - kernel.a).abs()) + (columns - kernel.b).abs().sum(-1)
+    error = error + _rounding(kernel, C)
+    if (kernel.b == 0).any():
         # The loop leaves g alone where there is no mass; the c-transform of f belongs there.
-        g = torch.where(b_exact > 0, g, softmin(cost.mT, f, a_exact, eps))
-    dual = (a_exact * f).sum(-1) + (b_exact * g).sum(-1)
-    shift = ((a_exact * f).sum(-1, keepdim=True) - (b_exact * g).sum(-1, keepdim=True)) / 2
+        g = torch.where(kernel.b > 0, g, softmin(kernel.C.mT, f, kernel.a, eps))
+    value = kernel.total(kernel.a * f) + (kernel.b * g).sum(-1)
+    shift = (kernel.total(kernel.a * f) - (kernel.b * g).sum(-1)).unsqueeze(-1) / 2
     f, g = f - shift, g + shift
-
-    rows, columns = torch.empty_like(f), torch.zeros_like(g)
-    transport = torch.zeros_like(dual)
-    for i in blocks(cost):
-        P = plan_rows(cost[..., i, :], a_exact[..., i], b_exact, f[..., i], g, eps).to(f.dtype)
-        rows[..., i] = P.sum(-1)
-        columns += P.sum(-2)
-        transport += (P * cost[..., i, :]).nan_to_num(0.0).sum((-2, -1))
-    error = (rows - a_exact).abs().sum(-1) + (columns - b_exact).abs().sum(-1)
-    value = dual - eps * (rows.sum(-1) - 1)
 
     converged = bool((error <= tol).all())
     if not converged:
-        if (dual > ceiling).any():
+        if (value > ceiling).any():
             remedy = (
                 "the forbidden (infinite) pairs of C leave no plan with these marginals; allow more pairs"
             )
@@ -207,89 +216,24 @@ def _result(
             ConvergenceWarning,
             stacklevel=3,
         )
+    make = partial(PointCloudCost, cost=C.cost) if isinstance(C, PointCloudCost) else _itself
+    leaves = (C.x, C.y) if isinstance(C, PointCloudCost) else (C,)
+    value, transport = value.to(C.dtype), transport.to(C.dtype)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *leaves)):
+        value = Value.apply(value, f, g, eps, make, a, b, *leaves)
+        f, g = Potentials.apply(f, g, eps, make, a, b, *leaves)
+        transport = Cost.apply(transport, eps, make, f, g, a, b, *leaves)
     return OTResult(
-        value=_differentiable(C, a, b, f, g, value.to(C.dtype), eps),
-        cost=transport.to(C.dtype),
+        value=value,
+        cost=transport,
         f=f.to(C.dtype),
         g=g.to(C.dtype),
         n_iter=n_iter,
         marginal_error=error.to(C.dtype),
         converged=converged,
-        _plan=lambda: plan_rows(cost[..., :, :], a_exact, b_exact, f, g, eps),
+        _plan=lambda: Plan.apply(C[..., :, :], a, b, f, g, eps),
     )
 
 
-def _differentiable(
-    C: Tensor | PointCloudCost, a: Tensor, b: Tensor, f: Tensor, g: Tensor, value: Tensor, eps: float
-) -> Tensor:
-    """Attach the gradients of the envelope theorem to the value."""
-    if isinstance(C, PointCloudCost):
-        return _PointCloudValue.apply(C.x, C.y, a, b, f, g, value, eps, C.cost)
-    return _Value.apply(C, a, b, f, g, value, eps)
-
-
-class _Value(torch.autograd.Function):
-    """The optimal value with its gradients by the envelope theorem: P in C, f in a, g in b.
-
-    The plan is formed in the backward pass, so the forward pass keeps nothing of size n × m.
-    """
-
-    @staticmethod
-    def forward(ctx, C, a, b, f, g, value, eps):
-        ctx.save_for_backward(C, a, b, f, g)
-        ctx.eps = eps
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        C, a, b, f, g = ctx.saved_tensors
-        gradients = _Gradient.apply(C, a, b, f, g, grad, ctx.eps, ctx.needs_input_grad[:3])
-        return *gradients, None, None, None, None
-
-
-class _PointCloudValue(torch.autograd.Function):
-    """The optimal value as a function of the clouds: the chain rule through C, a block of rows at a time."""
-
-    @staticmethod
-    def forward(ctx, x, y, a, b, f, g, value, eps, cost):
-        ctx.save_for_backward(x, y, a, b, f, g)
-        ctx.eps, ctx.cost = eps, cost
-        return value.clone()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, y, a, b, f, g = ctx.saved_tensors
-        grad_x, grad_y = torch.empty_like(x), torch.zeros_like(y)
-        a_exact, b_exact = a.to(f.dtype), b.to(f.dtype)
-        for i in blocks(PointCloudCost(x, y, ctx.cost)):
-            with torch.enable_grad():
-                points, targets = x[..., i, :].detach().requires_grad_(), y.detach().requires_grad_()
-                C = PointCloudCost(points, targets, ctx.cost)[..., :, :]
-            P = plan_rows(C.detach(), a_exact[..., i], b_exact, f[..., i], g, ctx.eps)
-            grad_x[..., i, :], part = torch.autograd.grad(C, (points, targets), P * grad[..., None, None])
-            grad_y += part
-        gradients = grad_x, grad_y, grad[..., None] * f.to(a.dtype), grad[..., None] * g.to(b.dtype)
-        return *gradients, None, None, None, None, None
-
-
-class _Gradient(torch.autograd.Function):
-    """The gradients of the value, on record as functions of the inputs: a second derivative, which
-    would need the derivative of P, f and g, is refused instead of silently taken for zero.
-    """
-
-    @staticmethod
-    def forward(ctx, C, a, b, f, g, grad, eps, wanted):
-        in_C, in_a, in_b = wanted
-        return (
-            grad[..., None, None] * plan_rows(C, a.to(f.dtype), b.to(f.dtype), f, g, eps) if in_C else None,
-            grad[..., None] * f.to(a.dtype) if in_a else None,
-            grad[..., None] * g.to(b.dtype) if in_b else None,
-        )
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            "the value of sinkhorn can be differentiated once; its gradient, which holds the plan and the "
-            "potentials, cannot: detach the gradient, or do without create_graph=True"
-        )
+def _itself(C: Tensor) -> Tensor:
+    return C
