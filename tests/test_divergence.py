@@ -1,5 +1,6 @@
 """The Sinkhorn divergence against closed forms, its limits and its gradient."""
 
+import contextlib
 import math
 
 import pytest
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import otbook
-from otbook import gaussian, sinkhorn_divergence
+from otbook import ConvergenceWarning, costs, gaussian, sinkhorn, sinkhorn_divergence
+from otbook.entropic import _divergence, _sinkhorn
 
 from .test_check import BAD_CLOUDS
 
@@ -96,6 +98,56 @@ def test_gradcheck(cost):
         return sinkhorn_divergence(x, y, logits.softmax(0), b, eps=0.3, cost=cost, tol=1e-12)
 
     assert torch.autograd.gradcheck(loss, (x.requires_grad_(), y.requires_grad_(), logits), atol=1e-6)
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_second_derivatives(stored, monkeypatch):
+    x, y, a, b = clouds(4, 3)
+    if not stored:
+        monkeypatch.setattr(_divergence, "DENSE", 0)
+
+    def loss(x, y):
+        return sinkhorn_divergence(x, y, a, b, eps=0.3, tol=1e-12)
+
+    assert torch.autograd.gradgradcheck(
+        loss, (x.requires_grad_(), y.requires_grad_()), atol=1e-5, fast_mode=True
+    )
+
+
+def test_costs_need_not_be_stored(monkeypatch):
+    x, y, a, b = clouds()
+    inputs = x.requires_grad_(), y.requires_grad_(), a, b
+    stored = sinkhorn_divergence(*inputs, eps=0.3, tol=1e-9)
+    monkeypatch.setattr(_divergence, "DENSE", 0)
+    made_anew = sinkhorn_divergence(*inputs, eps=0.3, tol=1e-9)
+    torch.testing.assert_close(made_anew, stored, rtol=0, atol=1e-9)
+    for one, other in zip(*(torch.autograd.grad(s, (x, y)) for s in (made_anew, stored)), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("eps", [1.0, 1e-2, 1e-4])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
+def test_one_potential_solves_a_symmetric_problem(cost, eps):
+    x, _, a, _ = clouds(40)
+    C = costs.BY_NAME[cost](x, x)
+    errors = []
+    for max_iter in (8, 16):
+        with contextlib.suppress(ConvergenceWarning):
+            kernel = _sinkhorn.absorbed_kernel(C, a, a)
+            _, error, _ = _divergence._fixed_point(kernel, eps, 1e-14, max_iter)
+        errors.append(error.item())
+    # A rate of at most ⅓, whatever ε.
+    assert errors[1] <= (1 / 3) ** 8 * 1.5 * errors[0] + 1e-13
+    value = _divergence._to_itself(C, a, a, eps, 1e-9, 1000)
+    torch.testing.assert_close(value, sinkhorn(C, a, a, eps=eps, tol=1e-9).value, rtol=0, atol=1e-8)
+
+
+def test_not_converged():
+    x, y, a, b = clouds()
+    with pytest.warns(ConvergenceWarning, match="sinkhorn_divergence stopped after 2 iterations"):
+        sinkhorn_divergence(x, x, a, a, eps=0.3, max_iter=2)
+    with pytest.warns(ConvergenceWarning, match="stopped after 9 iterations"):
+        sinkhorn_divergence(x, y, a, b, eps=1e-3, max_iter=9, tol=1e-5)
 
 
 def test_zero_weights_and_one_point():

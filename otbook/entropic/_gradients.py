@@ -190,11 +190,11 @@ def _pull_back(
     in_x, in_y = [], torch.zeros_like(y)
     with torch.enable_grad():
         for i in blocks(C):
-            points = x[..., i, :]
-            rows = make(points, y).dense()
+            points, targets = x[..., i, :], y.view_as(y)  # apart, also where y is x
+            rows = make(points, targets).dense()
             with torch.set_grad_enabled(again):
                 W = weights(rows if again else rows.detach(), i).to(rows.dtype)
-            sources = [leaf for leaf, want in zip((points, y), wanted, strict=True) if want]
+            sources = [leaf for leaf, want in zip((points, targets), wanted, strict=True) if want]
             parts = list(torch.autograd.grad(rows, sources, W, create_graph=again))
             if wanted[0]:
                 in_x.append(parts.pop(0))

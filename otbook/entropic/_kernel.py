@@ -169,14 +169,16 @@ class PointCloudKernel(DenseKernel):
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
         s = _centre(v)
-        return torch.cat([s + _times(T.mT, v - s) for _, T in self._blocks()], -1)
+        moved = (v - s).to(self.dtype)
+        return s + torch.cat([_times(T.mT, moved) for _, T in self._blocks()], -1)
 
     def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
         """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in one pass."""
         s = _centre(v)
+        moved = (v - s).to(self.dtype)
         r, product = torch.empty_like(self.a), s * self.c
         for i, T in self._blocks():
-            r[..., i] = s + _times(T.mT, v - s)
+            r[..., i] = s + _times(T.mT, moved)
             product += _times(T, middle(r[..., i], i) - s * self.a[..., i])
         return r, product
 

@@ -117,7 +117,7 @@ def sinkhorn(
         report = report if callback or progress else None
         if gradient == "unrolled":
             return unrolled(C, a, b, eps=eps, tol=tol, max_iter=max_iter, g0=start, report=report)
-        kernel, ceiling = _kernel(C, a, b), math.inf
+        kernel, ceiling = absorbed_kernel(C, a, b), math.inf
         low, high, forbidden = _range(kernel.C)
         stages = schedule(eps, START * (high - low) if accelerate and g0 is None else 0.0)
         if forbidden:
@@ -136,7 +136,7 @@ def sinkhorn(
     return _result(C, a, b, kernel, g, eps, tol, n_iter, max_iter, ceiling)
 
 
-def _kernel(C: Tensor | PointCloudCost, a: Tensor, b: Tensor) -> DenseKernel:
+def absorbed_kernel(C: Tensor | PointCloudCost, a: Tensor, b: Tensor) -> DenseKernel:
     """The absorbed kernel of a cost, with the weights in float64."""
     return (PointCloudKernel if isinstance(C, PointCloudCost) else DenseKernel)(
         C.detach(), _exact(a), _exact(b)
@@ -216,8 +216,7 @@ def _result(
             ConvergenceWarning,
             stacklevel=3,
         )
-    make = partial(PointCloudCost, cost=C.cost) if isinstance(C, PointCloudCost) else _itself
-    leaves = (C.x, C.y) if isinstance(C, PointCloudCost) else (C,)
+    make, leaves = as_function(C)
     value, transport = value.to(C.dtype), transport.to(C.dtype)
     if torch.is_grad_enabled() and any(t.requires_grad for t in (a, b, *leaves)):
         value = Value.apply(value, f, g, eps, make, a, b, *leaves)
@@ -233,6 +232,15 @@ def _result(
         converged=converged,
         _plan=lambda: Plan.apply(C[..., :, :], a, b, f, g, eps),
     )
+
+
+def as_function(
+    C: Tensor | PointCloudCost,
+) -> tuple[Callable[..., Tensor | PointCloudCost], tuple[Tensor, ...]]:
+    """A cost as a function of the tensors that its gradients belong to."""
+    if isinstance(C, PointCloudCost):
+        return partial(PointCloudCost, cost=C.cost), (C.x, C.y)
+    return _itself, (C,)
 
 
 def _itself(C: Tensor) -> Tensor:
