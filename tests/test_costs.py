@@ -70,6 +70,13 @@ def test_dimensions_must_agree():
         costs.sqeuclidean(torch.ones(4, 3), torch.ones(4, 2))
 
 
+def test_distances_in_high_dimension_are_those_of_float64():
+    x = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
+    C = costs.euclidean(x, x)
+    assert C.dtype == torch.float32
+    torch.testing.assert_close(C, torch.cdist(x.double(), x.double()).float(), rtol=1e-6, atol=1e-6)
+
+
 def test_cosine_needs_a_direction():
     with pytest.raises(ValueError, match="zero vector"):
         costs.cosine(torch.zeros(2, 3), torch.ones(2, 3))

@@ -123,3 +123,13 @@ def test_never_makes_the_matrix():
     """The matrix would take 72 MB; the rise of the peak memory is that of a few blocks."""
     run = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     assert float(run.stdout) < 30
+
+
+@pytest.mark.parametrize(("n", "eps"), [(100, 0.01), (7, 0.1)])
+def test_a_cloud_to_itself(n, eps):
+    # The plan is nearly diagonal, its Laplacian nearly zero: a case for the factorisation.
+    x, _, a, _ = clouds(n)
+    result = otbook.sinkhorn(PointCloudCost(x, x), a, a, eps=eps, tol=1e-11, max_iter=1000)
+    assert result.converged
+    stored = otbook.sinkhorn(costs.sqeuclidean(x, x), a, a, eps=eps, tol=1e-11)
+    torch.testing.assert_close(result.value, stored.value, rtol=0, atol=1e-10)

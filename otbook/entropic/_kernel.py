@@ -33,6 +33,9 @@ PRODUCT_CUT = 57.0
 #: A relative error of T above which its exponents are formed in float64.
 COARSE = 5e-4
 
+#: Newton's matrix may have this many entries where the kernel itself is not stored.
+_FACTORISABLE = 1 << 22
+
 #: Rows are handled in blocks of about this many entries, so that a block stays in cache.
 _BLOCK = 1 << 17
 #: A batch is cut less finely, and a GPU works best on large blocks.
@@ -113,15 +116,18 @@ class DenseKernel:
         S is the Laplacian of the graph that joins two targets when they share a source; so its
         diagonal is summed from the other entries, which loses nothing to cancellation.
         """
-        Q = self.T.to(v.dtype) * v.unsqueeze(-2)
-        Q *= (u * self.a.sqrt()).unsqueeze(-1)
-        S = Q.mT @ Q
+        S = torch.zeros(*v.shape, v.shape[-1], dtype=v.dtype, device=v.device)
+        for i, T in self._blocks():
+            Q = T.to(v.dtype) * v.unsqueeze(-2)
+            Q *= (u * self.a.sqrt())[..., i, None]
+            S -= Q.mT @ Q
         diagonal = S.diagonal(dim1=-2, dim2=-1)
         diagonal.zero_()
-        degree = S.sum(-1)
-        S.neg_()
-        diagonal.copy_(degree)
+        diagonal.copy_(-S.sum(-1))
         return S
+
+    def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        yield slice(None), self.T
 
     def _precision(self, goal: float) -> torch.dtype:
         """The precision of the exponentials that a marginal error ``goal`` asks for."""
@@ -134,10 +140,9 @@ class PointCloudKernel(DenseKernel):
     Memory is O(n + m). A sweep makes each block of rows once and uses it for both products.
     """
 
-    factorisable = False
-
     def __init__(self, C: PointCloudCost, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.C, self.a, self.b, self.wanted = C, a, b, dtype
+        self.factorisable = C.shape[:-2].numel() * C.shape[-1] ** 2 <= _FACTORISABLE
 
     def _half_steps(self, g: Tensor, eps: float, goal: float, costs: bool = False) -> Iterator[tuple]:
         right = g / eps + self.b.log()
