@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
-from otbook import costs, emd, onedim, quantile_map, sliced_wasserstein, wasserstein_1d
+from otbook import ConvergenceWarning, costs, emd, onedim, quantile_map, sliced_wasserstein, wasserstein_1d
+from otbook.onedim import _measure, _sliced, max_sliced_direction, max_sliced_wasserstein
 
 from . import checks, problems
 
@@ -286,7 +287,7 @@ def test_sliced_distance_direction_by_direction(weighted, monkeypatch):
     each = torch.stack([wasserstein_1d(x @ t, y @ t, a, b, p=3) ** 3 for t in theta])
     torch.testing.assert_close(value, each.mean(0) ** (1 / 3), rtol=0, atol=1e-12)
     # In pieces, to bound memory.
-    monkeypatch.setattr(onedim, "_CHUNK", 1)
+    monkeypatch.setattr(_sliced, "_CHUNK", 1)
     pieces = sliced_wasserstein(x, y, a, b, p=3, n_projections=6, generator=rng(5))
     torch.testing.assert_close(pieces, value, rtol=0, atol=1e-12)
 
@@ -302,6 +303,176 @@ def test_sliced_distance_is_a_smaller_one_and_differentiable():
     x32 = x.detach().float().requires_grad_()
     sliced_wasserstein(x32, x32.detach(), n_projections=4, generator=rng()).backward()
     assert (x32.grad == 0).all()
+
+
+def test_public_names_stay_where_they_were():
+    assert onedim.sliced_wasserstein is sliced_wasserstein
+    assert onedim.wasserstein_1d is wasserstein_1d
+
+
+# Sorting by NumPy, in threads
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_sort_is_that_of_torch(dtype, threads, monkeypatch):
+    monkeypatch.setattr(_measure, "_ONE_THREAD", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    for shape in ((5, 400), (2, 3, 50), (17,), (4, 1)):
+        x = torch.randn(shape, generator=rng(), dtype=dtype)
+        x[..., ::3] = x[..., :1].clone()  # ties
+        kept = x.clone()
+        expected = x.sort(-1).values
+        values, ranks = _measure.sort(x)
+        for result in (_measure.sort_values(x), values, x.gather(-1, ranks)):
+            torch.testing.assert_close(result, expected, rtol=0, atol=0)
+        assert (ranks.sort(-1).values == torch.arange(shape[-1])).all()
+        torch.testing.assert_close(x, kept, rtol=0, atol=0)
+
+
+def test_every_kind_of_derivative_sees_through_the_sort():
+    x, y, *_ = line(6, 6)
+    tracked = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(wasserstein_1d(tracked, y), tracked)
+    torch.testing.assert_close(
+        torch.func.grad(lambda x: wasserstein_1d(x, y))(x), expected, rtol=0, atol=1e-14
+    )
+    direction = torch.randn(6, generator=rng(), dtype=torch.float64)
+    with torch.autograd.forward_ad.dual_level():
+        moved = wasserstein_1d(torch.autograd.forward_ad.make_dual(x, direction), y)
+        tangent = torch.autograd.forward_ad.unpack_dual(moved).tangent
+    torch.testing.assert_close(tangent, (expected * direction).sum(), rtol=0, atol=1e-14)
+    with torch.no_grad():
+        torch.testing.assert_close(wasserstein_1d(tracked, y), wasserstein_1d(x, y), rtol=0, atol=0)
+
+
+# Max-sliced
+
+
+def by_angles(x, y, a=None, b=None, *, p, n=20_000):
+    """The largest distance over a fine grid of directions of the plane."""
+    angle = torch.linspace(0, math.pi, n + 1, dtype=torch.float64)[:-1]
+    theta = torch.stack([angle.cos(), angle.sin()], -1)
+    return max(wasserstein_1d(t @ x.T, t @ y.T, a, b, p=p).max() for t in theta.split(5000))
+
+
+@pytest.mark.parametrize("p", [1, 2, 4, math.inf])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_max_sliced_distance_in_the_plane_by_a_fine_grid_of_angles(p, weighted):
+    x, y, a, b = problems.clouds(9, 6, 2, seed=3)
+    if not weighted:
+        a = b = None
+    best = by_angles(x, y, a, b, p=p)
+    found = max_sliced_wasserstein(x, y, a, b, p=p, n_starts=8, tol=1e-6, generator=rng())
+    # W is Lipschitz in the angle, by the largest distance of any two points.
+    spacing = math.pi / 20_000 * torch.cdist(x, y).max()
+    assert best - 1e-5 * best < found <= best + spacing
+
+
+def test_max_sliced_distance_of_a_translation_is_its_length():
+    x, *_ = problems.clouds(8, 1, 5, batch=(2,))
+    v = torch.arange(1.0, 6.0).double()
+    theta = max_sliced_direction(x, x + v, tol=1e-9, generator=rng())
+    torch.testing.assert_close((theta @ v).abs() / v.norm(), torch.ones(2).double(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(theta.norm(dim=-1), torch.ones(2).double(), rtol=0, atol=1e-14)
+    for p in (1, 2, 3.5, math.inf):
+        found = max_sliced_wasserstein(x, x + v, p=p, n_starts=4, generator=rng())
+        torch.testing.assert_close(found, v.norm().expand(2), rtol=1e-6, atol=0)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n=st.integers(1, 7), m=st.integers(1, 7), d=st.integers(1, 4), seed=st.integers(0, 10**6))
+def test_max_sliced_distance_lies_between_sliced_and_full(n, m, d, seed):
+    x, y, a, b = problems.clouds(n, m, d, seed=seed)
+    a[: n // 2] = 0
+    a = a / a.sum()
+    largest = max_sliced_wasserstein(x, y, a, b, n_starts=6, tol=1e-2, generator=rng(seed))
+    sliced = sliced_wasserstein(x, y, a, b, n_projections=30, generator=rng(seed))
+    assert largest >= sliced * (1 - 1e-6)
+    assert largest <= emd(costs.sqeuclidean(x, y), a, b).value.sqrt() + 1e-10
+    back = max_sliced_wasserstein(y, x, b, a, n_starts=6, tol=1e-2, generator=rng(seed))
+    torch.testing.assert_close(back, largest, rtol=1e-8, atol=1e-10)
+
+
+def test_max_sliced_distance_in_a_rotated_and_scaled_frame():
+    x, y, a, b = problems.clouds(9, 6, 3, seed=3)
+    Q = torch.linalg.qr(torch.randn(3, 3, generator=rng(), dtype=torch.float64)).Q
+    options = {"n_starts": 40, "tol": 1e-6}
+    plain = max_sliced_wasserstein(x, y, a, b, **options, generator=rng())
+    moved = max_sliced_wasserstein(5 * x @ Q + 7, 5 * y @ Q + 7, a, b, **options, generator=rng(1))
+    # Two independent searches from 40 starts find the same maximum.
+    torch.testing.assert_close(moved, 5 * plain, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_gradient_of_the_max_sliced_distance(p, weighted):
+    x, y, a, b = problems.clouds(5, 5, 2, batch=(2,))
+    inputs = (x.requires_grad_(), y.requires_grad_(), *((a.log(), b.log()) if weighted else ()))
+    theta = max_sliced_direction(x, y, a, b, p=p, tol=1e-9, generator=rng())
+    assert not theta.requires_grad
+
+    def distance(x, y, log_a=None, log_b=None):
+        weights = (log_a.softmax(-1), log_b.softmax(-1)) if weighted else ()
+        return max_sliced_wasserstein(x, y, *weights, p=p, tol=1e-9, generator=rng())
+
+    (gradient,) = torch.autograd.grad(distance(*inputs).sum(), x)
+    if not weighted:
+        theta = max_sliced_direction(x, y, p=p, tol=1e-9, generator=rng())
+    frozen = wasserstein_1d(
+        (x @ theta[..., None])[..., 0], (y @ theta[..., None])[..., 0], *((a, b) if weighted else ()), p=p
+    )
+    (expected,) = torch.autograd.grad(frozen.sum(), x)
+    torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-9)
+
+
+def test_gradient_of_the_max_sliced_distance_by_differences():
+    # The best direction moves too, but the envelope theorem says that this does not matter.
+    angle = torch.arange(5, dtype=torch.float64) / 5 * 2 * math.pi
+    x = torch.stack([angle.cos(), angle.sin()], -1)
+    y = x * torch.tensor([3.0, 1.5], dtype=torch.float64) + torch.tensor([0.3, 0.1], dtype=torch.float64)
+    v, w = torch.randn(2, 5, 2, generator=rng(), dtype=torch.float64)
+
+    def distance(t):
+        return max_sliced_wasserstein(x + t * v, y + t * w, n_starts=3, tol=1e-7, generator=rng())
+
+    t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(distance(t), t)
+    h = 1e-4
+    torch.testing.assert_close(slope, (distance(h) - distance(-h)) / (2 * h), rtol=0, atol=1e-6)
+    turned = [max_sliced_direction(x + h * v, y + h * w, tol=1e-7, generator=rng()) for h in (-0.1, 0.1)]
+    assert (turned[0] @ turned[1]).abs() < 1 - 1e-5
+
+
+def test_max_sliced_distance_of_equal_clouds_is_zero_and_flat():
+    x, *_ = problems.clouds(6, 1, 3)
+    x = x.float().requires_grad_()
+    distance = max_sliced_wasserstein(x, x.detach().flip(0), generator=rng())
+    distance.backward()
+    assert distance == 0
+    assert distance.dtype == torch.float32
+    assert (x.grad == 0).all()
+
+
+def test_max_sliced_distance_in_batches():
+    x, y, a, b = problems.clouds(6, 4, 3, batch=(2, 2))
+    found = max_sliced_wasserstein(x, y, a, b, n_starts=5, generator=rng())
+    theta = max_sliced_direction(x, y[0, 0], a, b[0, 0], n_starts=5, generator=rng())
+    assert theta.shape == (2, 2, 3)
+    for k in itertools.product(range(2), range(2)):
+        single = max_sliced_wasserstein(x[k], y[k], a[k], b[k], n_starts=5, generator=rng())
+        # A batch goes on until all of it has converged.
+        torch.testing.assert_close(found[k], single, rtol=1e-3, atol=0)
+
+
+def test_max_sliced_search_says_when_it_did_not_converge():
+    x, y, a, b = problems.clouds(6, 4, 3)
+    for function in (max_sliced_wasserstein, max_sliced_direction):
+        with pytest.warns(
+            ConvergenceWarning, match="still moves by .* after 2 steps; raise max_iter"
+        ) as seen:
+            function(x, y, a, b, max_iter=2, tol=1e-9, generator=rng())
+        assert seen[0].filename == __file__
 
 
 # Bad input
@@ -373,6 +544,25 @@ BAD_SLICED = {
     ),
     "a seed": ((CLOUD, CLOUD), {"generator": 0}, TypeError, "generator must be a torch.Generator, but a int"),
 }
+
+
+BAD_MAX_SLICED = {
+    "starts": ({"n_starts": 0}, ValueError, "n_starts must be a whole number"),
+    "tolerance": ({"tol": 0.0}, ValueError, "tol must be a finite number above 0"),
+    "iterations": ({"max_iter": 0.5}, ValueError, "max_iter must be a whole number"),
+    "order": ({"p": 0.5}, ValueError, "p must be at least 1"),
+    "a seed": ({"generator": 0}, TypeError, "generator must be a torch.Generator, but a int"),
+}
+
+
+@pytest.mark.parametrize("function", [max_sliced_wasserstein, max_sliced_direction])
+@pytest.mark.parametrize("case", BAD_MAX_SLICED)
+def test_bad_input_of_the_max_sliced_distance(function, case):
+    kwargs, error, message = BAD_MAX_SLICED[case]
+    with pytest.raises(error, match=message):
+        function(CLOUD, CLOUD + 1, **{"generator": rng(), **kwargs})
+    with pytest.raises(ValueError, match="x has points in dimension 2"):
+        function(CLOUD, torch.zeros(3, 4), generator=rng())
 
 
 @pytest.mark.parametrize("case", BAD_SLICED)

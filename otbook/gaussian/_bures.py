@@ -1,8 +1,4 @@
-"""Transport between Gaussians, in closed form: everything is a matrix square root.
-
-With roots R₀ = S₀^{1/2} and R₁ = S₁^{1/2} and the rotation U that brings R₁ closest to R₀, the
-optimal coupling of N(0, S₀) and N(0, S₁) is (R₀z, R₁Uz) for one standard normal z.
-"""
+"""The W₂ geometry of Gaussians: distance, optimal map, geodesic and barycentre."""
 
 from __future__ import annotations
 
@@ -12,13 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import _check
-from ._check import ArrayLike
-from ._result import ConvergenceWarning
-from ._roots import polar, psd_root, symmetric
-
-#: Relative asymmetry of a covariance that counts as rounding.
-_ASYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-8}
+from .. import _check
+from .._check import ArrayLike
+from .._result import ConvergenceWarning
+from .._roots import polar, psd_root, symmetric
+from ._moments import gaussian, pair, root
 
 #: Where the iteration for the barycentre stops by default.
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
@@ -55,8 +49,8 @@ def bures_wasserstein(m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike
         >>> bures_wasserstein([0.0, 0.0], torch.eye(2), [3.0, 0.0], 25 * torch.eye(2)) ** 2
         tensor(41.)
     """
-    m0, S0, m1, S1 = _pair(m0, S0, m1, S1)
-    R0, R1 = _root(S0, "S0"), _root(S1, "S1")
+    m0, S0, m1, S1 = pair(m0, S0, m1, S1)
+    R0, R1 = root(S0, "S0"), root(S1, "S1")
     # U minimises, so by the envelope theorem it is a constant for gradients.
     U = polar(R0 @ R1).detach()
     return torch.linalg.vector_norm(torch.cat([m0 - m1, (R0 - R1 @ U).flatten(-2)], -1), dim=-1)
@@ -117,8 +111,8 @@ def optimal_map(m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike) -> A
         tensor([[5.],
                 [7.]])
     """
-    m0, S0, m1, S1 = _pair(m0, S0, m1, S1)
-    return AffineMap(_map_matrix(_root(S0, "S0", invertible=True), _root(S1, "S1")), m0, m1)
+    m0, S0, m1, S1 = pair(m0, S0, m1, S1)
+    return AffineMap(_map_matrix(root(S0, "S0", invertible=True), root(S1, "S1")), m0, m1)
 
 
 def geodesic(
@@ -149,100 +143,15 @@ def geodesic(
         >>> geodesic([0.0], [[1.0]], [4.0], [[9.0]], 0.5)
         (tensor([2.]), tensor([[4.]]))
     """
-    m0, S0, m1, S1 = _pair(m0, S0, m1, S1)
+    m0, S0, m1, S1 = pair(m0, S0, m1, S1)
     t = _check.tensor(t, "t", like=S0)
     if not ((t >= 0) & (t <= 1)).all():
         raise ValueError(f"t must lie in [0, 1], but holds {t[~((t >= 0) & (t <= 1))][0].item():g}")
-    R0, R1 = _root(S0, "S0"), _root(S1, "S1")
+    R0, R1 = root(S0, "S0"), root(S1, "S1")
     t = t[..., None]
     mean = (1 - t) * m0 + t * m1
     L = (1 - t[..., None]) * R0 + t[..., None] * (R1 @ polar(R0 @ R1))
     return mean, L @ L.mT
-
-
-def entropic_cost(m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike, *, eps: float) -> Tensor:
-    """Entropic optimal transport between Gaussians, min ∫‖x − y‖² dP + ε KL(P ‖ a⊗b); not rooted.
-
-    With the singular values σ of S₁^{1/2} S₀^{1/2} (those of W₂) and r = √(ε² + 16σ²),
-
-        ‖m₀ − m₁‖² + tr S₀ + tr S₁ + Σ [ε/2 · log((ε + r)/(2ε)) − (r − ε)/2].
-
-    It falls to W₂² as ε → 0 and rises to the cost of independence, ‖m₀ − m₁‖² + tr S₀ + tr S₁, as
-    ε → ∞. Differentiable once, also at singular covariances.
-
-    Args:
-        m0: first mean, shape (…, d).
-        S0: first covariance, shape (…, d, d); may be singular.
-        m1: second mean, shape (…, d).
-        S1: second covariance, shape (…, d, d); may be singular.
-        eps: weight ε of the Kullback–Leibler divergence, in squared units of m0, above 0.
-
-    Returns:
-        Values, shape (…), in squared units of m0.
-
-    Raises:
-        ValueError: as for :func:`bures_wasserstein`, and for eps ≤ 0.
-
-    Source:
-        Janati, Muzellec, Peyré, Cuturi (2020), theorem 1, with their 2σ² for our ε and in terms of
-        singular values instead of matrices; also Mallasto, Gerolin, Minh (2022).
-
-    Example:
-        >>> one = torch.ones(1, 1, dtype=torch.float64)
-        >>> print(f"{entropic_cost(one[0], one, one[0], one, eps=1.0):.6f}")
-        0.908754
-    """
-    m0, S0, m1, S1 = _pair(m0, S0, m1, S1)
-    eps = _check.positive(eps, "eps", remedy="for ε = 0 use bures_wasserstein(…) ** 2")
-    with torch.no_grad():
-        R0, R1 = _root(S0, "S0"), _root(S1, "S1")
-        sigma = torch.linalg.svdvals(R1 @ R0)
-        r = (eps**2 + 16 * sigma**2).sqrt()
-        gain = 8 * sigma**2 / (r + eps)  # (r − ε)/2 without cancellation
-        value = (eps / 2 * torch.log1p(gain / eps) - gain).sum(-1)
-        # Envelope theorem: the dual potential of x is quadratic with matrix I − B, where
-        # x ↦ Bx is the conditional mean of the optimal coupling.
-        B01, B10 = _entropic_matrix(R1, S0, eps), _entropic_matrix(R0, S1, eps)
-    slope = -(B01 * (S0 - S0.detach())).sum((-2, -1)) - (B10 * (S1 - S1.detach())).sum((-2, -1))
-    return (m0 - m1).square().sum(-1) + _trace(S0) + _trace(S1) + value + slope
-
-
-def entropic_coupling(
-    m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike, *, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The optimal entropic coupling of two Gaussians, itself a Gaussian on pairs (x, y).
-
-    Its covariance is [[S₀, K], [Kᵀ, S₁]] with K = 4 S₀ R₁ (εI + (ε²I + 16 R₁S₀R₁)^{1/2})⁻¹ R₁.
-
-    Args:
-        m0: first mean, shape (…, d).
-        S0: first covariance, shape (…, d, d); may be singular.
-        m1: second mean, shape (…, d).
-        S1: second covariance, shape (…, d, d); may be singular.
-        eps: weight ε of the Kullback–Leibler divergence, in squared units of m0, above 0.
-
-    Returns:
-        Mean, shape (…, 2d), and covariance, shape (…, 2d, 2d), of the pair (x, y); differentiable
-        once, for positive definite S1.
-
-    Raises:
-        ValueError: as for :func:`entropic_cost`.
-
-    Source:
-        Janati, Muzellec, Peyré, Cuturi (2020), theorem 1.
-
-    Example:
-        >>> mean, cov = entropic_coupling([0.0], [[1.0]], [2.0], [[1.0]], eps=1.0)
-        >>> cov
-        tensor([[1.0000, 0.7808],
-                [0.7808, 1.0000]])
-    """
-    m0, S0, m1, S1 = _pair(m0, S0, m1, S1)
-    eps = _check.positive(eps, "eps", remedy="for ε = 0 use optimal_map")
-    _root(S0, "S0")
-    K = S0 @ _entropic_matrix(_root(S1, "S1"), S0, eps)
-    cov = torch.cat([torch.cat([S0, K], -1), torch.cat([K.mT, S1], -1)], -2)
-    return torch.cat([m0, m1], -1), cov
 
 
 def barycenter(
@@ -284,7 +193,7 @@ def barycenter(
         >>> barycenter([[0.0], [4.0]], [[[1.0]], [[9.0]]])
         (tensor([2.]), tensor([[4.]]))
     """
-    means, covs = _gaussian(means, covs, "means", "covs", like=_check.first_array(means, covs))
+    means, covs = gaussian(means, covs, "means", "covs", like=_check.first_array(means, covs))
     if means.ndim < 2:
         raise ValueError(
             f"means must have shape (…, k, d), one row a Gaussian, but has shape {tuple(means.shape)}"
@@ -296,7 +205,7 @@ def barycenter(
 
     mean = (weights[..., None] * means).sum(-2)
     weights = weights[..., None, None]
-    roots = _root(covs, "covs", invertible=True)
+    roots = root(covs, "covs", invertible=True)
     identity = torch.eye(means.shape[-1], dtype=means.dtype, device=means.device)
     S = (weights * covs).sum(-3)
     for _ in range(max_iter):
@@ -320,76 +229,5 @@ def _map_matrix(R0: Tensor, R1: Tensor) -> Tensor:
     return symmetric(torch.linalg.solve(R0, polar(R0 @ R1).mT @ R1))
 
 
-def _entropic_matrix(R1: Tensor, S0: Tensor, eps: float) -> Tensor:
-    """B = 4 R₁ (εI + (ε²I + 16 R₁S₀R₁)^{1/2})⁻¹ R₁, with E[y | x] = B x; it is A at ε = 0."""
-    identity = torch.eye(S0.shape[-1], dtype=S0.dtype, device=S0.device)
-    D = psd_root(symmetric(eps**2 * identity + 16 * R1 @ S0 @ R1))[0]
-    return 4 * R1 @ torch.linalg.solve(eps * identity + D, R1)
-
-
 def _norm(S: Tensor) -> Tensor:
     return torch.linalg.matrix_norm(S)
-
-
-def _trace(S: Tensor) -> Tensor:
-    return S.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _root(S: Tensor, name: str, *, invertible: bool = False) -> Tensor:
-    """S^{1/2}; complains about negative eigenvalues, and about zero ones if asked."""
-    R, values = psd_root(S)
-    rounding = S.shape[-1] * torch.finfo(S.dtype).eps * values[..., -1].abs()
-    smallest = values[..., 0]
-    # Covariances estimated in their own precision miss symmetry and positivity by far more than
-    # one rounding, hence the factor.
-    if (smallest < -100 * rounding).any():
-        raise ValueError(
-            f"{name} is no covariance: its smallest eigenvalue is {smallest.min().item():.6g}; "
-            f"add a multiple of the identity or set negative eigenvalues to 0"
-        )
-    if invertible and (smallest <= rounding).any():
-        raise ValueError(
-            f"{name} must be positive definite, but its smallest eigenvalue is {smallest.min().item():.6g}; "
-            f"add a small multiple of the identity, {name} + 1e-6 * torch.eye({S.shape[-1]})"
-        )
-    return R
-
-
-def _gaussian(
-    m: ArrayLike, S: ArrayLike, name_m: str, name_S: str, *, like: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """A checked mean (…, d) and a symmetric covariance (…, d, d), with common leading axes."""
-    m = _check.tensor(m, name_m, like=like)
-    S = _check.tensor(S, name_S, like=m)
-    if m.ndim < 1 or m.numel() == 0:
-        raise ValueError(f"{name_m} must have shape (…, d) with d ≥ 1, but has shape {tuple(m.shape)}")
-    d = m.shape[-1]
-    if S.shape[-2:] != (d, d):
-        raise ValueError(
-            f"{name_S} must have shape (…, {d}, {d}) to go with {name_m} of shape {tuple(m.shape)}, "
-            f"but has shape {tuple(S.shape)}"
-        )
-    for name, t in ((name_m, m), (name_S, S)):
-        if not torch.isfinite(t.detach()).all():
-            raise ValueError(f"{name} has entries that are not finite; estimate it from finite points")
-    values = S.detach()
-    asymmetry = (values - values.mT).abs().amax((-2, -1))
-    if (asymmetry > _ASYMMETRY[S.dtype] * values.abs().amax((-2, -1))).any():
-        raise ValueError(
-            f"{name_S} is not symmetric: entries differ from the transpose by {asymmetry.max().item():.3g}; "
-            f"symmetrise it, ({name_S} + {name_S}.mT) / 2"
-        )
-    batch = _check.batch({name_m: m.shape[:-1], name_S: S.shape[:-2]})
-    return m.expand(*batch, d), symmetric(S).expand(*batch, d, d)
-
-
-def _pair(
-    m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Two checked Gaussians in one space, with common leading axes."""
-    m0, S0 = _gaussian(m0, S0, "m0", "S0", like=_check.first_array(m0, S0, m1, S1))
-    m1, S1 = _gaussian(m1, S1, "m1", "S1", like=m0)
-    _check.same_dimension(m0, m1, ("m0", "m1"))
-    batch = _check.batch({"(m0, S0)": m0.shape[:-1], "(m1, S1)": m1.shape[:-1]})
-    d = m0.shape[-1]
-    return m0.expand(*batch, d), S0.expand(*batch, d, d), m1.expand(*batch, d), S1.expand(*batch, d, d)
