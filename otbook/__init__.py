@@ -3,19 +3,27 @@
 Samples → cost → solver → result → loss, map or flow → figure and claim.
 """
 
-from . import barycenter, costs, exact, gaussian, gromov, onedim
+from . import barycenter, costs, exact, gaussian, gromov, onedim, semidiscrete
 from ._result import ConvergenceWarning, OTResult
+from .costs import PointCloudCost
 from .entropic import ipot, partial, sinkhorn, sinkhorn_divergence, sinkhorn_unbalanced, smooth_ot
 from .exact import assignment, emd, linear_program
 from .gaussian import bures_wasserstein
 from .gromov import entropic_gromov_wasserstein, fused_gromov_wasserstein, gromov_wasserstein
-from .onedim import quantile_map, sliced_wasserstein, wasserstein_1d
+from .onedim import (
+    max_sliced_direction,
+    max_sliced_wasserstein,
+    quantile_map,
+    sliced_wasserstein,
+    wasserstein_1d,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceWarning",
     "OTResult",
+    "PointCloudCost",
     "assignment",
     "barycenter",
     "bures_wasserstein",
@@ -29,9 +37,12 @@ __all__ = [
     "gromov_wasserstein",
     "ipot",
     "linear_program",
+    "max_sliced_direction",
+    "max_sliced_wasserstein",
     "onedim",
     "partial",
     "quantile_map",
+    "semidiscrete",
     "sinkhorn",
     "sinkhorn_divergence",
     "sinkhorn_unbalanced",

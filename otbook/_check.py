@@ -7,7 +7,8 @@ says what was received and how to mend it. Nothing past this boundary checks aga
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ FLOATS = (torch.float32, torch.float64)
 #: How far the sum of a weight vector may be from 1. A vector normalised in float32
 #: and then stored in float64 is off by a few units of 1e-7, hence the 1e-6.
 MASS_TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-6}
+
+#: What PyTorch's errors say, on Linux, Windows, CUDA or MPS, when an allocation fails.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 
 
 def tensor(value: ArrayLike, name: str, *, like: Tensor | None = None) -> Tensor:
@@ -187,6 +191,25 @@ def batch(shapes: dict[str, torch.Size]) -> torch.Size:
     except RuntimeError as error:
         listing = ", ".join(f"{name} {tuple(shape)}" for name, shape in shapes.items() if shape)
         raise ValueError(f"the batch shapes do not agree: {listing}; make the leading axes equal") from error
+
+
+@contextmanager
+def memory(shape: Sequence[int], dtype: torch.dtype) -> Iterator[None]:
+    """A context that stores costs of this shape: if memory runs out, the error says how to do without.
+
+    PyTorch's own error, a RuntimeError or its subclass on CUDA, becomes a MemoryError.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(sign in str(error) for sign in _NO_MEMORY):
+            raise
+        size = math.prod(shape) * dtype.itemsize / 2**30
+        raise MemoryError(
+            f"out of memory: costs of shape {tuple(shape)} in {_short(dtype)} take {size:.3g} GiB each time "
+            "they are stored; pass PointCloudCost(x, y) to sinkhorn instead, which never stores them, or use "
+            "fewer points"
+        ) from error
 
 
 def first_array(*arguments: ArrayLike) -> Tensor | None:

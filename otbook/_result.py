@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -43,11 +44,14 @@ class OTResult:
     marginal_error: Tensor
     converged: bool
     _plan: Tensor | Callable[[], Tensor] = field()
+    _recording: bool = field(default_factory=torch.is_grad_enabled)
 
     @property
     def plan(self) -> Tensor:
         if callable(self._plan):
-            object.__setattr__(self, "_plan", self._plan())
+            # With the gradients that it would have had at once, wherever it is read first.
+            with torch.set_grad_enabled(self._recording):
+                object.__setattr__(self, "_plan", self._plan())
         return self._plan
 
     def __repr__(self) -> str:

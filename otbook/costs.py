@@ -74,11 +74,15 @@ def euclidean(x: ArrayLike, y: ArrayLike) -> Tensor:
         >>> euclidean([[0.0, 0.0]], [[3.0, 4.0]])
         tensor([[5.]])
     """
+    x, y = _check.clouds(x, y)
+    dtype = x.dtype
+    if x.shape[-1] > _EXACT_DIMENSION and x.device.type != "mps":
+        x, y = x.double(), y.double()  # the root would make much of the rounding of squares near 0
     squared = sqeuclidean(x, y)
     with _check.memory(squared.shape, squared.dtype):
         apart = squared > 0
         # The square root sees 1 where points coincide, so that its derivative stays finite.
-        return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0)
+        return torch.where(apart, torch.where(apart, squared, 1.0).sqrt(), 0.0).to(dtype)
 
 
 def cosine(x: ArrayLike, y: ArrayLike) -> Tensor:

@@ -12,9 +12,8 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from . import _check
+from . import _check, _envelope
 from ._check import ArrayLike
 from ._result import ConvergenceWarning, OTResult
 
@@ -38,7 +37,7 @@ def emd(C: ArrayLike, a: ArrayLike | None = None, b: ArrayLike | None = None) ->
     max ⟨a, f⟩ + ⟨b, g⟩ subject to f⊕g ≤ C, at every atom, also at those without mass. They are
     shifted so that ⟨a, f⟩ = ⟨b, g⟩: each side pays half of the value.
 
-    ``value`` (and ``cost``, which is the same) is differentiable: its derivative is P in C,
+    ``value`` (and ``cost``, which is the same) is differentiable once: its derivative is P in C,
     f in a and g in b (envelope theorem); where the optimum is not unique this is one of the
     super- or subgradients. ``plan``, ``f`` and ``g`` are constants for gradients.
 
@@ -72,7 +71,7 @@ def emd(C: ArrayLike, a: ArrayLike | None = None, b: ArrayLike | None = None) ->
         >>> bool((result.f[:, None] + result.g <= C + 1e-12).all())
         True
     """
-    return _solve(C, a, b, _network_simplex)
+    return _solve(C, a, b, _network_simplex, "emd")
 
 
 def linear_program(C: ArrayLike, a: ArrayLike | None = None, b: ArrayLike | None = None) -> OTResult:
@@ -99,7 +98,7 @@ def linear_program(C: ArrayLike, a: ArrayLike | None = None, b: ArrayLike | None
         >>> linear_program([[0.0, 1.0], [1.0, 0.0]]).value
         tensor(0.)
     """
-    return _solve(C, a, b, _highs)
+    return _solve(C, a, b, _highs, "linear_program")
 
 
 def assignment(C: ArrayLike) -> tuple[Tensor, Tensor]:
@@ -146,7 +145,7 @@ def assignment(C: ArrayLike) -> tuple[Tensor, Tensor]:
     return permutation, C.gather(-1, permutation[..., None])[..., 0].mean(-1)
 
 
-def _solve(C: ArrayLike, a: ArrayLike | None, b: ArrayLike | None, kernel: _Kernel) -> OTResult:
+def _solve(C: ArrayLike, a: ArrayLike | None, b: ArrayLike | None, kernel: _Kernel, solver: str) -> OTResult:
     """Run ``kernel`` on each problem of the batch; repair, certify and collect the answers."""
     C, a, b = _check.problem(C, a, b)
     n, m = C.shape[-2:]
@@ -172,7 +171,7 @@ def _solve(C: ArrayLike, a: ArrayLike | None, b: ArrayLike | None, kernel: _Kern
             ConvergenceWarning,
             stacklevel=3,
         )
-    value = _Envelope.apply(C, a, b, cost, plan, f, g)
+    value = _envelope.attach(cost, (C, a, b), lambda: (plan, f, g), solver)
     return OTResult(value, value, f, g, 0, error, converged, plan)
 
 
@@ -236,17 +235,3 @@ def _highs(C: np.ndarray, a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.
     if answer.x is None:
         raise RuntimeError(f"HiGHS found no solution: {answer.message}")
     return answer.x.reshape(n, m).clip(min=0), answer.eqlin.marginals[:n]
-
-
-class _Envelope(Function):
-    """The optimal value as a function of (C, a, b), with derivative (P, f, g)."""
-
-    @staticmethod
-    def forward(ctx, C, a, b, value, plan, f, g):
-        ctx.save_for_backward(plan, f, g)
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        plan, f, g = ctx.saved_tensors
-        return grad[..., None, None] * plan, grad[..., None] * f, grad[..., None] * g, None, None, None, None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from otbook import ConvergenceWarning, OTResult, emd, sinkhorn
-from otbook.entropic._smooth import smooth_ot
+from otbook.entropic import _smooth_dual, smooth_ot
 
 from . import checks, problems
 
@@ -363,3 +363,26 @@ class TestDiagnostics:
 def test_bad_input(bad, error, message):
     with pytest.raises(error, match=message):
         smooth_ot(**({"C": [[0.0, 1.0], [1.0, 0.0]], "gamma": 1.0} | bad))
+
+
+class TestNewton:
+    def test_the_step_solves_the_system(self):
+        rng = problems.generator(2)
+        W = torch.rand(2, 6, 4, generator=rng, dtype=F64)
+        r, s = torch.randn(2, 6, generator=rng, dtype=F64), torch.randn(2, 4, generator=rng, dtype=F64)
+        s = s - (s.sum(-1, keepdim=True) - r.sum(-1, keepdim=True)) / 4  # no mass appears
+        df, dg = _smooth_dual._newton(W, r, s, torch.zeros(2, dtype=F64), 1.0)
+        rows = W.sum(-1) * df + (W @ dg[..., None])[..., 0]
+        columns = W.sum(-2) * dg + (W.mT @ df[..., None])[..., 0]
+        # Up to the shift that makes the matrix regular.
+        torch.testing.assert_close(rows, r, rtol=0, atol=1e-7)
+        torch.testing.assert_close(columns, s, rtol=0, atol=1e-7)
+
+    @every_form
+    def test_it_is_newtons_method(self, regulariser, semi):
+        # Another six digits take a step or two.
+        C, a, b = problems.random_problem(12, 17)
+        form = {"gamma": 0.3, "regulariser": regulariser, "semi": semi}
+        rough, fine = solve(C, a, b, tol=1e-5, **form), solve(C, a, b, tol=1e-11, **form)
+        assert fine.n_iter <= rough.n_iter + 2
+        assert fine.n_iter <= 30

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
 from otbook import ConvergenceWarning, emd, sinkhorn
-from otbook.entropic._unbalanced import partial, sinkhorn_unbalanced
+from otbook.entropic import _relaxed, partial, sinkhorn_unbalanced
+from otbook.entropic._relaxed import solve_grounded
 
 from . import checks, problems
 
@@ -382,19 +383,215 @@ class TestGradients:
         change = (solve(C, moved, b, divergence=divergence).value - result.value.detach()) / 1e-6
         torch.testing.assert_close(change, gradient[1], rtol=0, atol=1e-4)
 
-    def test_the_gradient_in_the_cost_is_the_plan_and_the_rest_is_detached(self):
+    def test_the_gradient_in_the_cost_is_the_plan(self):
         C, a, b = unequal()
         result = solve(C.requires_grad_(), a, b)
         (gradient,) = torch.autograd.grad(result.value, C)
         torch.testing.assert_close(gradient, result.plan, rtol=0, atol=1e-14)
-        for t in (result.cost, result.plan, result.f, result.g, result.marginal_error):
-            assert not t.requires_grad
+        assert not result.marginal_error.requires_grad
+
+    def test_by_hand(self):
+        # p = (ab)^((ε+ρ)/(ε+2ρ)) exp(−c/(ε+2ρ)), as in test_two_points_kl.
+        eps, rho = 0.4, 1.5
+        c, a, b = (tensor(x).requires_grad_() for x in ([[0.7]], [2.0], [0.3]))
+        result = solve(c, a, b, eps=eps, rho=rho)
+        p, share = result.plan.item(), (eps + rho) / (eps + 2 * rho)
+        gradients = torch.autograd.grad(result.plan.sum(), (c, a, b), retain_graph=True)
+        expected = tensor([[-p / (eps + 2 * rho)]]), tensor([share * p / 2.0]), tensor([share * p / 0.3])
+        torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=0)
+        gradients = torch.autograd.grad(result.cost, (c, a, b), retain_graph=True)
+        expected = expected[0] * 0.7 + p, expected[1] * 0.7, expected[2] * 0.7
+        torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=0)
+        # f = −ρ log(p/a)
+        gradients = torch.autograd.grad(result.f.sum(), (c, a, b))
+        expected = (
+            tensor([[rho / (eps + 2 * rho)]]),
+            tensor([rho * (1 - share) / 2]),
+            tensor([-rho * share / 0.3]),
+        )
+        torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=0)
+
+    @pytest.mark.parametrize("name", ["plan", "cost", "f", "g"])
+    @pytest.mark.parametrize(("n", "m"), [(4, 2), (2, 3)])
+    def test_gradcheck_of_the_solution(self, name, n, m):
+        inputs = tuple(t.requires_grad_() for t in unequal(n, m))
+        assert torch.autograd.gradcheck(lambda *x: getattr(solve(*x, eps=0.4), name), inputs)
+
+    @pytest.mark.parametrize("name", ["value", "plan", "f"])
+    def test_gradcheck_of_derivatives(self, name):
+        inputs = tuple(t.requires_grad_() for t in unequal(3, 2))
+        assert torch.autograd.gradgradcheck(lambda *x: getattr(solve(*x, eps=0.8), name), inputs)
+
+    def test_hessian_of_the_value_is_the_derivative_of_the_plan(self):
+        C, a, b = unequal(3, 2)
+        hessian = torch.autograd.functional.hessian(lambda C: solve(C, a, b).value, C)
+        jacobian = torch.autograd.functional.jacobian(lambda C: solve(C, a, b).plan, C)
+        torch.testing.assert_close(hessian, jacobian, rtol=0, atol=1e-12)
+        # The value is concave in the cost.
+        assert torch.linalg.eigvalsh(hessian.reshape(6, 6)).max() < 0
+
+    @pytest.mark.parametrize("name", ["value", "plan", "cost", "f", "g"])
+    def test_zero_masses_and_a_forbidden_pair(self, name):
+        C, a, b = unequal(5, 4)
+        C[4, 0] = math.inf
+        a[1], b[2] = 0, 0
+        weigh = torch.randn(1, generator=problems.generator(9), dtype=F64)
+
+        def total(C, a, b):
+            t = getattr(solve(C, a, b), name)
+            return (t * torch.arange(1.0, t.numel() + 1, dtype=F64).reshape(t.shape).sin() * weigh).sum()
+
+        inputs = tuple(t.clone().requires_grad_() for t in (C, a, b))
+        gradients = torch.autograd.grad(total(*inputs), inputs)
+        assert gradients[0][4, 0] == 0
+        h = 1e-6
+        # Masses only grow, so the differences are one-sided.
+        steps = [
+            (0, (1, 2)),
+            (0, (1, 0)),
+            (0, (0, 2)),
+            (0, (3, 1)),
+            (1, (1,)),
+            (1, (0,)),
+            (2, (2,)),
+            (2, (3,)),
+        ]
+        for k, at in steps:
+            moved = [t.clone() for t in (C, a, b)]
+            moved[k][at] += h
+            change = (total(*moved) - total(C, a, b)) / h
+            torch.testing.assert_close(change, gradients[k][at], rtol=0, atol=2e-5)
+
+    def test_small_eps(self):
+        C, a, b = unequal(20, 15)
+        C = (C / C.max()).requires_grad_()
+        options = {"eps": 2e-3, "rho": 0.5}
+        direction = torch.randn(20, 15, generator=problems.generator(5), dtype=F64)
+        M = torch.randn(20, 15, generator=problems.generator(6), dtype=F64)
+        (gradient,) = torch.autograd.grad((solve(C, a, b, **options).plan * M).sum(), C)
+        h = 1e-6
+        with torch.no_grad():
+            plus, minus = (solve(C + s * direction, a, b, **options).plan for s in (h, -h))
+        change = ((plus - minus) * M).sum() / (2 * h)
+        torch.testing.assert_close((gradient * direction).sum(), change, rtol=1e-4, atol=0)
+
+    def test_free_mass_at_no_price_is_balanced_transport(self):
+        C, a, b = problems.random_problem()
+        C = C.requires_grad_()
+        direction = torch.randn(7, 5, generator=problems.generator(5), dtype=F64)
+        M = torch.randn(7, 5, generator=problems.generator(6), dtype=F64)
+        (gradient,) = torch.autograd.grad((solve(C, a, b, rho=1e9, tol=1e-10).plan * M).sum(), C)
+        h = 1e-4
+        with torch.no_grad():
+            plus, minus = (sinkhorn(C + s * direction, a, b, eps=0.5, tol=1e-13).plan for s in (h, -h))
+        change = ((plus - minus) * M).sum() / (2 * h)
+        torch.testing.assert_close((gradient * direction).sum(), change, rtol=1e-6, atol=0)
+
+    def test_batch_and_float32(self):
+        C, a, b = unequal(6, 8, batch=(2,))
+
+        def gradients(C, a, b, **options):
+            inputs = tuple(t.clone().requires_grad_() for t in (C, a, b))
+            result = solve(*inputs, **options)
+            total = result.plan.square().sum() + result.cost.sum() + result.f.sin().sum()
+            return torch.autograd.grad(total, inputs)
+
+        both_ = gradients(C, a, b)
+        for k in range(2):
+            expected = gradients(C[k], a[k], b[k])
+            for got, one in zip(both_, expected, strict=True):
+                torch.testing.assert_close(got[k], one, rtol=0, atol=1e-9)
+        single = gradients(C.float(), a.float(), b.float(), tol=1e-7)
+        for got, one in zip(single, both_, strict=True):
+            assert got.dtype == torch.float32
+            torch.testing.assert_close(got.double(), one, rtol=1e-4, atol=1e-4)
+
+    def test_a_plan_first_looked_at_without_gradients_still_has_one(self):
+        C, a, b = unequal()
+        result = solve(C.requires_grad_(), a, b)
+        with torch.no_grad():
+            result.plan.sum()
+        assert result.plan.requires_grad
+
+    @pytest.mark.parametrize("name", ["plan", "cost", "f", "g"])
+    def test_tv_has_no_derivative_of_the_solution(self, name):
+        C, a, b = unequal()
+        result = solve(C.requires_grad_(), a, b, divergence="tv")
+        with pytest.raises(RuntimeError, match="'tv' have kinks.*detach them"):
+            getattr(result, name).sum().backward()
 
     def test_no_second_derivative_is_made_up(self):
         C, a, b = unequal()
-        (gradient,) = torch.autograd.grad(solve(C.requires_grad_(), a, b).value, C, create_graph=True)
-        with pytest.raises(NotImplementedError, match="differentiated once"):
+        value = solve(C.requires_grad_(), a, b, divergence="tv").value
+        (gradient,) = torch.autograd.grad(value, C, create_graph=True)
+        with pytest.raises(
+            NotImplementedError, match="unbalanced with divergence='tv' can be differentiated once"
+        ):
             (gradient.square().sum() + C.square().sum()).backward()
+
+
+class TestSteps:
+    """The steps of the core loop do what they are for, which the solution alone would not show."""
+
+    @pytest.mark.parametrize("relaxed", [_relaxed.KL(0.7), _relaxed.TV(0.7)])
+    def test_shift_maximises_along_the_constant(self, relaxed):
+        _, a, b = unequal()
+        rng = problems.generator(1)
+        f, g = 0.5 * torch.rand(7, generator=rng, dtype=F64), 0.5 * torch.rand(5, generator=rng, dtype=F64)
+
+        def total(c):
+            return (a * relaxed.dual(f + c)).sum() + (b * relaxed.dual(g - c)).sum()
+
+        c = relaxed.shift(f, g, a, b)
+        assert c.abs() > 0.01
+        assert total(c) > max(total(c + 1e-3), total(c - 1e-3), total(0 * c))
+
+    @both
+    def test_newton_converges_quadratically(self, divergence):
+        C, a, b = unequal()
+        eps, rho = 0.3, 0.6
+        best = solve(C, a, b, eps=eps, rho=rho, divergence=divergence, tol=1e-14)
+        relaxed = {"kl": _relaxed.KL, "tv": _relaxed.TV}[divergence](rho)
+        noise = 1e-4 * torch.randn(12, generator=problems.generator(1), dtype=F64)
+        # For TV on the optimal active set: where |potential| = ρ it stays.
+        inside = [t.abs() < rho - 0.01 if divergence == "tv" else t == t for t in (best.f, best.g)]
+        f, g = best.f + noise[:7] * inside[0], best.g + noise[7:] * inside[1]
+        off = (g - best.g).abs().max().item()
+        g = _relaxed._newton(relaxed, C, a, b, f, g, eps)
+        assert off > 1e-5
+        assert (g - best.g).abs().max().item() < 1e-2 * off
+
+
+class TestGroundedSystem:
+    """The linear system behind Newton's steps and the derivatives."""
+
+    @pytest.mark.parametrize(("n", "m"), [(5, 3), (3, 5), (1, 1)])
+    def test_against_the_full_matrix(self, n, m):
+        rng = problems.generator(n)
+        P = torch.rand(2, n, m, generator=rng, dtype=F64)
+        alpha, beta = torch.rand(2, n, generator=rng, dtype=F64), torch.rand(2, m, generator=rng, dtype=F64)
+        r, s = torch.randn(2, n, generator=rng, dtype=F64), torch.randn(2, m, generator=rng, dtype=F64)
+        diagonal = torch.cat([P.sum(-1) + alpha, P.sum(-2) + beta], -1)
+        H = torch.diag_embed(diagonal)
+        H[:, :n, n:], H[:, n:, :n] = P, P.mT
+        expected = torch.linalg.solve(H, torch.cat([r, s], -1))
+        x, y = solve_grounded(P, alpha, beta, r, s)
+        torch.testing.assert_close(torch.cat([x, y], -1), expected, rtol=0, atol=1e-12)
+
+    def test_a_weak_ground_loses_no_digits(self):
+        # By symmetry x = −y = t with α t = 1, or t = 10¹⁴: the difference of d and P²/d has no digit of α.
+        P, ground = tensor([[1.0]]), tensor([1e-14])
+        x, y = solve_grounded(P, ground, ground, tensor([1.0]), tensor([-1.0]))
+        torch.testing.assert_close(x, tensor([1e14]), rtol=1e-10, atol=0)
+        torch.testing.assert_close(y, tensor([-1e14]), rtol=1e-10, atol=0)
+
+    def test_points_without_edges_stay(self):
+        P = tensor([[0.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
+        zero = torch.zeros(3, dtype=F64)
+        x, y = solve_grounded(P, tensor([0.0, 1.0, 1.0]), zero[:2], tensor([0.0, 1.0, 0.0]), zero[:2])
+        assert x[0] == y[0] == 0
+        assert torch.isfinite(x).all()
+        torch.testing.assert_close(P.sum(0) * y + P.T @ x, zero[:2], rtol=0, atol=1e-12)
 
 
 GOOD = {"C": torch.ones(2, 3, dtype=F64), "eps": 1.0, "rho": 1.0}
@@ -555,6 +752,10 @@ class TestPartial:
         result = partial(C, a, b, mass=0.6)
         (gradient,) = torch.autograd.grad(result.value, C)
         torch.testing.assert_close(gradient, result.plan, rtol=0, atol=1e-14)
+        a, b = a.clone().requires_grad_(), b.clone().requires_grad_()
+        prices = torch.autograd.grad(partial(C, a, b, mass=0.6).value, (a, b))
+        expected = result.f - result.f.max(), result.g - result.g.max()
+        torch.testing.assert_close(prices, expected, rtol=0, atol=1e-12)
         assert not any(t.requires_grad for t in (result.plan, result.f, result.g, result.marginal_error))
 
     @pytest.mark.parametrize(

@@ -7,12 +7,11 @@ import warnings
 import torch
 from torch import Tensor
 
-from .. import _check
+from .. import _check, _envelope
 from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
 from ._kernel import half_step
 from ._sinkhorn import _exact
-from ._smooth import _Value
 
 #: What counts as converged when no tolerance is asked for.
 TOL = 1e-6
@@ -119,8 +118,12 @@ def ipot(
             stacklevel=2,
         )
     P, f, g, transport = (x.to(C.dtype) for x in (P, f_c, g_c, transport))
+    if converged:
+        value = _envelope.attach(transport, (C, a, b), lambda: (P, f, g), "ipot")
+    else:
+        value = _envelope.refuse(transport, (C, a, b), _NO_GRADIENT)
     return OTResult(
-        value=_Value.apply(C, a, b, transport, P, f, g, None if converged else _NO_GRADIENT),
+        value=value,
         cost=transport,
         f=f,
         g=g,

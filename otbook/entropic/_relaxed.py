@@ -18,7 +18,7 @@ from ._kernel import blocks, plan_rows
 #: exp(±HUGE) is the edge of float64: a potential f = HUGE ρ says that a point sends nothing.
 HUGE = 700.0
 
-#: Newton's method factorises matrices of size n + m up to LARGEST (a batch: of as many entries in all),
+#: Newton's method factorises matrices of size min(n, m) up to LARGEST (a batch: of as many entries in all),
 #: with a relative shift that makes singular ones regular, and tries steps of up to REACH ε, halved up
 #: to TRIALS times.
 LARGEST, SHIFT, REACH, TRIALS = 4096, 1e-10, 50.0, 12
@@ -107,11 +107,15 @@ def maximise(
     by how much of the plan's mass they fail to, and the number of iterations.
     """
     C_T = C.mT.contiguous()
-    factorisable = (a.numel() + b.numel()) * sum(C.shape[-2:]) <= LARGEST**2
-    g, n_iter = torch.zeros_like(b), 0
+    factorisable = C.numel() // max(C.shape[-2:]) * min(C.shape[-2:]) <= LARGEST**2
+    g, n_iter, path = torch.zeros_like(b), 0, []
     for k, eps in enumerate(stages, start=1 - len(stages)):
         goal = tol if k == 0 else STAGE_TOL
         sweeps, last = 0, math.inf
+        if len(path) > 1:
+            # The maximiser is a smooth function of ε: the line through the last two is a better start.
+            (before, g_before), (now, g) = path[-2:]
+            g = relaxed.project(g + (g - g_before) * (eps - now) / (now - before))
         s = _softmin(C, g, b, eps)
         while True:
             f = relaxed.step(s, eps)
@@ -133,6 +137,7 @@ def maximise(
                 g = _newton(relaxed, C, a, b, f, g, eps)
                 s = _softmin(C, g, b, eps)
                 n_iter, sweeps, last = n_iter + 1, 0, math.inf
+        path.append((eps, g))
     return f, g, s, t, errors, n_iter
 
 
@@ -153,28 +158,51 @@ def _newton(relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Ten
     z = relaxed.project(torch.cat([f, g], -1))
     P, G = gradient(z)
     free = relaxed.free(z, G) & (w > 0)
-    H = torch.zeros(*w.shape, w.shape[-1], dtype=w.dtype, device=w.device)
-    H[..., :n, n:], H[..., n:, :n] = P / eps, P.mT / eps
-    H = torch.where(free.unsqueeze(-1) & free.unsqueeze(-2), H, 0.0)
     sums = torch.cat([P.sum(-1), P.sum(-2)], -1)
-    # The relative shift is for the constant of f⊕g where it is undetermined.
-    diagonal = (1 + SHIFT) * (sums / eps + w * relaxed.derivatives(z)[1])
-    H.diagonal(dim1=-2, dim2=-1).copy_(torch.where(free & (diagonal > 0), diagonal, 1.0))
-    L, failed = torch.linalg.cholesky_ex(H)
-    x = torch.cholesky_solve(torch.where(free, G, 0.0).unsqueeze(-1), L).squeeze(-1)
+    P = torch.where(free[..., :n, None] & free[..., None, n:], P, 0.0)
+    # Entries of the Hessian times ε. The relative shift is for the constant of f⊕g where it is undetermined.
+    curvature = eps * w * relaxed.derivatives(z)[1]
+    ground = (1 + SHIFT) * (sums + curvature) - torch.cat([P.sum(-1), P.sum(-2)], -1)
+    G_free = eps * torch.where(free, G, 0.0)
+    x = torch.cat(solve_grounded(P, ground[..., :n], ground[..., n:], G_free[..., :n], G_free[..., n:]), -1)
     # The model is of exponentials: it says nothing about moves of many ε.
     x = x * (REACH * eps / x.abs().amax(-1, keepdim=True).clamp(min=REACH * eps))
-    best, done = z, (failed > 0).unsqueeze(-1)
+    best, done = z, torch.zeros_like(z[..., :1], dtype=torch.bool)
     for k in range(TRIALS):
         trial = relaxed.project(z + 0.5**k * x)
         move = trial - z
         after = (gradient(trial)[1] * move).sum(-1, keepdim=True)
-        # The approximate Wolfe condition of Hager and Zhang (2005); NaN, after an overflow, fails it.
+        # The approximate Wolfe condition of Hager and Zhang (2005); NaN, after an overflow or a failed
+        # factorisation, fails it.
         good = ~done & (after >= -0.5 * (G * move).sum(-1, keepdim=True))
         best, done = torch.where(good, trial, best), done | good
         if done.all():
             break
     return best[..., n:]
+
+
+def solve_grounded(P: Tensor, alpha: Tensor, beta: Tensor, r: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    """The x, y with diag(P1 + α) x + P y = r and Pᵀ x + diag(Pᵀ1 + β) y = s, for P, α, β ≥ 0.
+
+    Up to the sign of y this is the graph whose edges P join the rows to the columns, grounded by α
+    and β. Eliminating the larger side leaves another such graph, among the points of the smaller
+    one; its diagonal is summed from the edges, which loses nothing to cancellation. An x or y with
+    no edge is 0 if its r or s is. NaN where the factorisation fails.
+    """
+    if P.shape[-2] < P.shape[-1]:
+        y, x = solve_grounded(P.mT, beta, alpha, s, r)
+        return x, y
+    d = P.sum(-1) + alpha
+    d = torch.where(d > 0, d, 1.0)
+    Q = P / d.unsqueeze(-1)
+    S = P.mT @ Q
+    S = S - torch.diag_embed(S.diagonal(dim1=-2, dim2=-1))
+    degree = beta + (Q.mT @ alpha.unsqueeze(-1)).squeeze(-1) + S.sum(-1)
+    S = torch.diag_embed(torch.where(degree > 0, degree, 1.0)) - S
+    L, failed = torch.linalg.cholesky_ex(S)
+    y = torch.cholesky_solve((s - (Q.mT @ r.unsqueeze(-1)).squeeze(-1)).unsqueeze(-1), L)
+    y = torch.where((failed > 0)[..., None, None], torch.nan, y)
+    return (r - (P @ y).squeeze(-1)) / d, y.squeeze(-1)
 
 
 def _softmin(C: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:

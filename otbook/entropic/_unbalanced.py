@@ -1,21 +1,25 @@
-"""Transport of a part of the mass: relaxed marginals (unbalanced) and a fixed amount (partial)."""
+"""Unbalanced transport: marginals are not constraints but have a price."""
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
 from torch import Tensor
 
-from .. import _check
+from .. import _check, _envelope
 from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
-from ..exact import _Envelope, emd
+from . import _unbalanced_gradient as _derivatives
 from ._dual import schedule
-from ._kernel import blocks, plan_rows
+from ._kernel import plan_rows
 from ._relaxed import HUGE, KL, TV, maximise, pair
 from ._sinkhorn import START
+
+_NO_GRADIENT = (
+    "cost, plan and potentials of sinkhorn_unbalanced with divergence='tv' have kinks and no derivatives "
+    "here: detach them, differentiate the value, or use divergence='kl'"
+)
 
 
 def sinkhorn_unbalanced(
@@ -58,13 +62,14 @@ def sinkhorn_unbalanced(
             a Newton step where those are slow and n + m ≤ 4096 (less in batches).
 
     Returns:
-        An :class:`OTResult`. ``value`` is the dual objective, in units of C × mass, and may be
-        differentiated once in C, a and b by the envelope theorem: its gradients are P,
-        F(f) + ε (Σ b − P1/a) and F(g) + ε (Σ a − Pᵀ1/b). (For TV with equal masses of a and b the
-        value may have a kink in the total mass; there they are subgradients.) ``cost``, ``plan``, ``f``
-        and ``g`` are detached: no gradient passes through them. ``marginal_error`` is
-        ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ as for every solver, but no error here: it is the mass that the
-        optimal plan leaves, or adds.
+        An :class:`OTResult`. ``value`` is the dual objective, in units of C × mass. Its gradients in C,
+        a and b are P, F(f) + ε (Σ b − P1/a) and F(g) + ε (Σ a − Pᵀ1/b), by the envelope theorem.
+        For KL everything but ``marginal_error`` may be differentiated in C, a and b, and as often as
+        you like: derivatives of the potentials come from their equations, implicitly. For TV the
+        value may be differentiated once, and the rest not: its backward pass raises an error. (With
+        equal masses of a and b the value for TV may have a kink in the total mass; there its
+        gradients are subgradients.) ``marginal_error`` is ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ as for every
+        solver, but no error here: it is the mass that the optimal plan leaves, or adds.
 
     Raises:
         ValueError: for costs or masses that make no problem, for eps, rho, tol or max_iter that are
@@ -127,111 +132,34 @@ def sinkhorn_unbalanced(
     mass_a, mass_b = a_exact.sum(-1, keepdim=True), b_exact.sum(-1, keepdim=True)
     value = pair(a_exact, relaxed.dual(f)) + pair(b_exact, relaxed.dual(g))
     value = value - eps * (pair(a_exact, u) - (mass_a * mass_b).squeeze(-1))
-    gradients = relaxed.dual(f) + eps * (mass_b - u), relaxed.dual(g) + eps * (mass_a - v)
-    transport = torch.zeros_like(value)
-    for i in blocks(cost):
-        P = plan_rows(cost[..., i, :], a_exact[..., i], b_exact, f[..., i], g, eps).to(exact)
-        transport += (P * cost[..., i, :]).nan_to_num(0.0).sum((-2, -1))
+    error = pair(a_exact, (u - 1).abs()) + pair(b_exact, (v - 1).abs())
+
+    smooth = divergence == "kl"
+    inputs = (C, a.to(exact), b.to(exact)) if smooth else (cost, a_exact, b_exact)
+    if smooth:
+        f, g = _derivatives.potentials(*inputs, f, g, eps, rho)
+        value = _derivatives.value(value, *inputs, f, g, eps, rho)
+    else:
+        in_a, in_b = relaxed.dual(f) + eps * (mass_b - u), relaxed.dual(g) + eps * (mass_a - v)
+        gradients = lambda: (lambda: plan_rows(*inputs, f, g, eps), in_a, in_b)  # noqa: E731
+        value = _envelope.attach(value, (C, a, b), gradients, "sinkhorn_unbalanced with divergence='tv'")
+
+    def finish(t: Tensor) -> Tensor:
+        return t.to(C.dtype) if smooth else _envelope.refuse(t.to(C.dtype), (C, a, b), _NO_GRADIENT)
+
+    def plan() -> Tensor:
+        return finish(_derivatives.plan(*inputs, f, g, eps))
+
     return OTResult(
-        value=_Value.apply(C, a, b, f, g, value.to(C.dtype), eps, *gradients),
-        cost=transport.to(C.dtype),
-        f=f.to(C.dtype),
-        g=g.to(C.dtype),
+        value=value.to(C.dtype),
+        cost=finish(_derivatives.transport(*inputs, f, g, eps)),
+        f=finish(f),
+        g=finish(g),
         n_iter=n_iter,
-        marginal_error=(pair(a_exact, (u - 1).abs()) + pair(b_exact, (v - 1).abs())).to(C.dtype),
+        marginal_error=error.to(C.dtype),
         converged=converged,
-        _plan=lambda: plan_rows(cost, a_exact, b_exact, f, g, eps),
+        _plan=plan,
     )
-
-
-def partial(C: ArrayLike, a: ArrayLike | None = None, b: ArrayLike | None = None, *, mass: float) -> OTResult:
-    r"""Exact partial transport: the cheapest way to move a given amount of the mass.
-
-    Minimises ⟨C, P⟩ over P ≥ 0 with P1 ≤ a, Pᵀ1 ≤ b and Σ P = ``mass``. One dummy point on either
-    side takes what stays behind, 1 − mass, and :func:`emd` solves the extended problem. Its dual is
-
-        max ⟨a, f⟩ + ⟨b, g⟩ − (1 − mass) (max f + max g)  subject to  f⊕g ≤ C,
-
-    Kantorovich's for mass = 1; max f + max g is what another bit of mass would cost. A point with
-    f_i < max f gives away all that it has.
-
-    ``value`` (and ``cost``, which is the same) is differentiable: its derivative is P in C,
-    f − max f in a and g − max g in b (envelope theorem); where the optimum is not unique this is
-    one of the super- or subgradients. ``plan``, ``f`` and ``g`` are constants for gradients.
-
-    Args:
-        C: ground cost, shape (…, n, m); +∞ forbids an entry.
-        a: source weights, shape (n,) or (…, n), sum 1; uniform if None.
-        b: target weights, shape (m,) or (…, m), sum 1; uniform if None.
-        mass: the amount to move, above 0 and at most 1.
-
-    Returns:
-        The solution. The potentials are feasible at every atom and shifted so that
-        each side pays half: ⟨a, f⟩ − (1 − mass) max f = ⟨b, g⟩ − (1 − mass) max g.
-        ``marginal_error`` is ‖P1 − a‖₁ + ‖Pᵀ1 − b‖₁ as for every solver, here 2 (1 − mass).
-
-    Raises:
-        ValueError: for invalid costs, weights or mass, and when the forbidden entries leave no plan
-            of this mass.
-
-    Note:
-        The solver runs on the CPU in float64, one problem of the batch after the other; results
-        come back with the dtype and on the device of C.
-
-    Source:
-        Caffarelli and McCann (2010); by dummy points as in Chapel, Alaya and Gasso (2020).
-
-    Example:
-        >>> import torch
-        >>> C = torch.tensor([[0.0, 4.0], [1.0, 9.0]], dtype=torch.float64)
-        >>> result = partial(C, [0.5, 0.5], [0.75, 0.25], mass=0.75)
-        >>> result.plan
-        tensor([[0.5000, 0.0000],
-                [0.2500, 0.0000]], dtype=torch.float64)
-        >>> result.value
-        tensor(0.2500, dtype=torch.float64)
-    """
-    C, a, b = _check.problem(C, a, b)
-    mass = _check.positive(mass, "mass")
-    if mass > 1:
-        raise ValueError(f"mass must be at most 1, the mass of a and b, but is {mass:g}")
-    left = 1 - mass
-
-    cost = C.detach().cpu().double()
-    allowed = torch.isfinite(cost)
-    # What stays behind pays the least cost, a constant in all, so that the range of costs stays as it is.
-    idle = cost.masked_fill(~allowed, math.inf).amin((-2, -1), keepdim=True)
-    extended = torch.cat([cost, idle.expand(*cost.shape[:-1], 1)], -1)
-    last = torch.cat([idle.expand(*cost.shape[:-2], 1, cost.shape[-1]), torch.full_like(idle, math.inf)], -1)
-    extended = torch.cat([extended, last], -2)
-    try:
-        result = emd(extended, _with_dummy(a, left), _with_dummy(b, left))
-    except ValueError as error:
-        raise ValueError(
-            f"C forbids every plan of mass {mass:g}: the rest of it has nowhere to go; make more entries "
-            "of C finite, or lower mass"
-        ) from error
-
-    plan = result.plan[..., :-1, :-1] * (1 + left)
-    f, g = result.f[..., :-1], result.g[..., :-1]
-    df, dg = f - f.amax(-1, keepdim=True), g - g.amax(-1, keepdim=True)
-    a_exact, b_exact = a.detach().cpu().double(), b.detach().cpu().double()
-    pay_f = (a_exact * f).sum(-1, keepdim=True) - left * f.amax(-1, keepdim=True)
-    pay_g = (b_exact * g).sum(-1, keepdim=True) - left * g.amax(-1, keepdim=True)
-    half = (pay_f - pay_g) / (2 * mass)
-    f, g = f - half, g + half
-    error = (plan.sum(-1) - a_exact).abs().sum(-1) + (plan.sum(-2) - b_exact).abs().sum(-1)
-    transport = torch.where(allowed, cost * plan, 0.0).sum((-2, -1))
-    plan, f, g, df, dg, transport, error = (t.to(C) for t in (plan, f, g, df, dg, transport, error))
-    value = _Envelope.apply(C, a, b, transport, plan, df, dg)
-    return OTResult(value, value, f, g, 0, error, result.converged, plan)
-
-
-def _with_dummy(w: Tensor, left: float) -> Tensor:
-    """Weights with a dummy of weight ``left`` at their end, all of mass 1 together."""
-    w = w.detach().cpu().double()
-    w = w / w.sum(-1, keepdim=True)
-    return torch.cat([w, torch.full_like(w[..., :1], left)], -1) / (1 + left)
 
 
 def _problem(C: ArrayLike, a: ArrayLike | None, b: ArrayLike | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -268,40 +196,3 @@ def _masses(w: ArrayLike | None, n: int, name: str, *, like: Tensor) -> Tensor:
     if (values.sum(-1) <= 0).any():
         raise ValueError(f"{name} has no mass: all its entries are 0; give it at least one positive entry")
     return w
-
-
-class _Value(torch.autograd.Function):
-    """The optimal value with its gradients by the envelope theorem; the plan is formed when needed."""
-
-    @staticmethod
-    def forward(ctx, C, a, b, f, g, value, eps, da, db):
-        ctx.save_for_backward(C, a, b, f, g, da, db)
-        ctx.eps = eps
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        gradients = _Gradient.apply(*ctx.saved_tensors, grad, ctx.eps, ctx.needs_input_grad[:3])
-        return *gradients, None, None, None, None, None, None
-
-
-class _Gradient(torch.autograd.Function):
-    """The gradients of the value, on record as functions of the inputs: a second derivative is refused
-    instead of silently taken for zero.
-    """
-
-    @staticmethod
-    def forward(ctx, C, a, b, f, g, da, db, grad, eps, wanted):
-        in_C, in_a, in_b = wanted
-        return (
-            grad[..., None, None] * plan_rows(C, a.to(f.dtype), b.to(f.dtype), f, g, eps) if in_C else None,
-            grad[..., None] * da.to(a.dtype) if in_a else None,
-            grad[..., None] * db.to(b.dtype) if in_b else None,
-        )
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise NotImplementedError(
-            "the value of sinkhorn_unbalanced can be differentiated once; its gradient, which holds the plan "
-            "and the potentials, cannot: detach the gradient, or do without create_graph=True"
-        )
