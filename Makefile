@@ -7,6 +7,7 @@ READY  := $(VENV)/.ready
 HTML   := _build/html
 PORT   ?= 8000
 NB     ?=
+BENCH  ?=
 
 # Two worker processes with one thread each: threads that wait for each other cost more than they bring.
 export OMP_NUM_THREADS ?= 1
@@ -54,13 +55,15 @@ new-chapter: $(READY) ## Start a chapter: NB=book/part/name.ipynb TITLE="Its tit
 	@test -n "$(NB)" -a -n "$(TITLE)" || { echo 'Say which: make new-chapter NB=book/part/name.ipynb TITLE="Its title"'; exit 1; }
 	$(BIN)/python book/_tools/notebooks.py new $(NB) "$(TITLE)"
 
-bench: $(READY) ## Print the speed ratios against other libraries
-	$(BIN)/python -m benchmarks
+bench: ## Print the speed ratios against other libraries, or some: BENCH="B1 B3 --quick"
+	@test -e $(VENV)-bench/.ready || { $(PYTHON) -m venv $(VENV)-bench \
+	  && $(VENV)-bench/bin/python -m pip install --quiet --constraint requirements.lock --editable '.[bench]' && touch $(VENV)-bench/.ready; }
+	$(VENV)-bench/bin/python -m benchmarks $(BENCH)
 
 lint: $(READY) ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@! grep -rnE --include='*.py' '^\s*(np|numpy|torch)\.allclose\(' . --exclude-dir=$(VENV) \
+	@! grep -rnE --include='*.py' '^\s*(np|numpy|torch)\.allclose\(' . --exclude-dir='$(VENV)*' \
 	  || { echo "A comparison that nobody asserts: use torch.testing.assert_close"; exit 1; }
 
 format: $(READY) ## Bring the code into the common style
@@ -82,4 +85,4 @@ clean: ## Remove what was built
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean ## Remove the environment too
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(VENV)-bench

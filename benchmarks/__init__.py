@@ -1,1 +1,1 @@
-"""Speed ratios against other libraries, measured interleaved in one run; `make bench` prints them."""
+"""Speed against other libraries at equal accuracy, in turns in one run; `make bench` prints the tables."""

@@ -6,10 +6,23 @@ Samples → cost → solver → result → loss, map or flow → figure and clai
 from . import barycenter, costs, exact, gaussian, gromov, onedim, semidiscrete
 from ._result import ConvergenceWarning, OTResult
 from .costs import PointCloudCost
-from .entropic import ipot, partial, sinkhorn, sinkhorn_divergence, sinkhorn_unbalanced, smooth_ot
+from .entropic import (
+    ipot,
+    partial,
+    sinkhorn,
+    sinkhorn_divergence,
+    sinkhorn_sharded,
+    sinkhorn_unbalanced,
+    smooth_ot,
+)
 from .exact import assignment, emd, linear_program
 from .gaussian import bures_wasserstein
-from .gromov import entropic_gromov_wasserstein, fused_gromov_wasserstein, gromov_wasserstein
+from .gromov import (
+    entropic_gromov_wasserstein,
+    fused_gromov_wasserstein,
+    gromov_wasserstein,
+    unbalanced_gromov_wasserstein,
+)
 from .onedim import (
     max_sliced_direction,
     max_sliced_wasserstein,
@@ -45,8 +58,10 @@ __all__ = [
     "semidiscrete",
     "sinkhorn",
     "sinkhorn_divergence",
+    "sinkhorn_sharded",
     "sinkhorn_unbalanced",
     "sliced_wasserstein",
     "smooth_ot",
+    "unbalanced_gromov_wasserstein",
     "wasserstein_1d",
 ]

@@ -75,11 +75,13 @@ def cost_matrix(C: ArrayLike, name: str = "C") -> Tensor:
             "give each measure at least one point"
         )
     values = C.detach()
+    # One pass decides the common case: the extremes are finite only if all entries are.
+    if all(torch.isfinite(extreme) for extreme in torch.aminmax(values)):
+        return C
     if torch.isnan(values).any():
         raise ValueError(f"{name} holds NaN {_first(torch.isnan(values), name)}; remove those points")
     if (values == -math.inf).any():
         raise ValueError(f"{name} holds −inf {_first(values == -math.inf, name)}; costs are above −inf")
-    # One reduction decides the common case: no infinite entry at all.
     if torch.isinf(values).any():
         for axis, line in ((-1, "row"), (-2, "column")):
             closed = torch.isinf(values).all(axis)
@@ -152,7 +154,7 @@ def problem(
 
     Solvers that never need the matrix say ``lazy`` and get a ``PointCloudCost`` as it is.
     """
-    if not (lazy and hasattr(C, "dense")):
+    if not (lazy and hasattr(C, "bound")):
         C = cost_matrix(C)
     n, m = C.shape[-2:]
     a = weights(a, n, "a", like=C)

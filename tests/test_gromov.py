@@ -161,6 +161,18 @@ class TestCertificate:
         torch.testing.assert_close(result.cost, naive_value(Cx, Cy, P), rtol=0, atol=1e-8)
         torch.testing.assert_close(result.value, result.cost + eps * kl, rtol=0, atol=1e-8)
 
+    def test_a_bad_part_is_dropped_in_one_step(self):
+        # E is convex, and the start a⊗b no part of the best plan. Steps away from it that stop at its
+        # weight instead of taking it out would square that weight each time: 12 iterations instead of 6.
+        rng = problems.generator(2)
+        Cx, Cy = (torch.rand(k, k, generator=rng, dtype=F64) for k in (4, 3))
+        a, b = problems.weights(4, seed=2), problems.weights(3, seed=3)
+        Cx, Cy = Cx + Cx.T, -(Cy + Cy.T)
+        result = gromov_wasserstein(Cx, Cy, a, b, tol=1e-12)
+        assert_stationary(Cx, Cy, a, b, result)
+        assert (result.plan == 0).sum() == 6
+        assert result.n_iter <= 8
+
     def test_can_fail(self):
         Cx, Cy, a, b = instance()
         with pytest.warns(ConvergenceWarning, match="raise max_iter"):
@@ -183,9 +195,9 @@ class TestCertificate:
 
     def test_the_objective_never_rises(self):
         Cx, Cy, a, b = instance(12, 9)
-        # Entropic plans satisfy their marginals, and so know their objective, to tol = 1e-6.
+        # Entropic plans satisfy their marginals to 1e-3 at first, which leaves ε · 1e-3 of their objective.
         entropic = partial(entropic_gromov_wasserstein, eps=0.05)
-        for solve, slack in ((gromov_wasserstein, 1e-14), (entropic, 1e-6)):
+        for solve, slack in ((gromov_wasserstein, 1e-14), (entropic, 5e-5)):
             calls = []
             result = solve(Cx, Cy, a, b, callback=lambda *call, calls=calls: calls.append(call))
             steps, values, rests = zip(*calls, strict=True)
@@ -195,6 +207,22 @@ class TestCertificate:
             assert abs(values[-1] - result.value.item()) < 1e-14
             assert steps[-1] == result.n_iter
             assert rests[-1] < 1e-5
+
+    @pytest.mark.parametrize("tol", [1e-2, 1e-3])
+    def test_the_value_is_right_to_second_order(self, tol):
+        # Distance from rest and marginal error are both up to tol, and cost the value only their squares.
+        Cx, Cy, a, b = instance(make=distances)
+        exact, early = (entropic_gromov_wasserstein(Cx, Cy, a, b, eps=0.3, tol=t) for t in (1e-11, tol))
+        assert abs(early.value - exact.value) < 0.3 * tol**2
+
+    def test_extrapolation_ends_where_plain_steps_do(self, monkeypatch):
+        Cx, Cy, a, b = instance(12, 9, make=distances, seed=1)
+        solve = partial(entropic_gromov_wasserstein, Cx, Cy, a, b, eps=0.1, tol=1e-8)
+        fast = solve()
+        monkeypatch.setattr("otbook.gromov._mirror.NEAR", 0.0)
+        plain = solve()
+        torch.testing.assert_close(fast.plan, plain.plan, rtol=0, atol=1e-6)
+        assert fast.n_iter < 0.7 * plain.n_iter, (fast.n_iter, plain.n_iter)
 
     def test_too_long_a_step_is_shortened(self):
         # Where E is far from concave the plain iteration jumps between two plans and never rests.
@@ -219,14 +247,12 @@ class TestLimits:
         assert structure.value == gromov_wasserstein(Cx, Cy, a, b).value
 
     def test_entropic_tends_to_exact(self):
-        # The same cloud twice, exact value 0; restarts, because E has several valleys.
+        # The same cloud twice, exact value 0.
         C, a = distances(5), problems.weights(5)
         s = torch.tensor([3, 0, 4, 1, 2])
         entropy = -(a * a.log()).sum()
         for eps in (0.1, 0.01, 0.001):
-            result = entropic_gromov_wasserstein(
-                C, C[s][:, s], a, a[s], eps=eps, n_restarts=5, generator=problems.generator(0)
-            )
+            result = entropic_gromov_wasserstein(C, C[s][:, s], a, a[s], eps=eps)
             assert 0 <= result.cost <= result.value <= eps * entropy + 1e-6
 
 
@@ -419,14 +445,18 @@ GOOD = {"Cx": torch.ones(2, 2, dtype=F64), "Cy": torch.ones(3, 3, dtype=F64)}
     ("bad", "error", "message"),
     [
         ({"Cx": torch.ones(2, 3)}, ValueError, r"Cx must be a square .* \(2, 3\)"),
-        ({"Cy": torch.ones(4, 3, 3, dtype=F64)}, ValueError, r"Cy must be a square .* one by one"),
+        ({"Cx": torch.ones(4, dtype=F64)}, ValueError, r"Cx must be a square .* \(4,\)"),
+        (
+            {"Cx": torch.ones(5, 2, 2, dtype=F64), "Cy": torch.ones(4, 3, 3, dtype=F64)},
+            ValueError,
+            r"batch shapes do not agree: Cx \(5,\), Cy \(4,\)",
+        ),
         ({"Cy": torch.ones(0, 0, dtype=F64)}, ValueError, r"Cy must .* at least one point"),
         ({"Cx": torch.full((2, 2), math.nan)}, ValueError, r"Cx holds nan at Cx\[0, 0\]; replace"),
         ({"Cy": torch.full((3, 3), math.inf, dtype=F64)}, ValueError, r"Cy holds inf"),
         ({"Cx": torch.ones(2, 2)}, ValueError, r"Cy is float64 .* Cy\.to\("),
         ({"a": [0.5, 0.4]}, ValueError, r"a has mass 0\.9"),
         ({"b": [0.5, 0.5]}, ValueError, r"b must have shape \(…, 3\)"),
-        ({"a": torch.ones(4, 2, dtype=F64) / 2}, ValueError, r"a has shape \(4, 2\)"),
         ({"n_restarts": 0}, ValueError, r"n_restarts must be .* at least 1"),
         ({"n_restarts": 3}, ValueError, r"n_restarts = 3 .* generator=torch\.Generator\(\)"),
         ({"n_restarts": 3, "generator": 0}, TypeError, r"generator must be a torch\.Generator"),
@@ -442,7 +472,7 @@ def test_bad_input(bad, error, message):
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        ({"M": torch.ones(3, 2, dtype=F64)}, r"M must have shape \(2, 3\)"),
+        ({"M": torch.ones(3, 2, dtype=F64)}, r"M must have shape \(…, 2, 3\)"),
         ({"M": torch.full((2, 3), math.inf, dtype=F64)}, r"M holds inf"),
         ({"alpha": 1.5}, r"alpha must lie between 0 .* 1\.5; .* rescale M"),
         ({"alpha": math.nan}, r"alpha must lie"),

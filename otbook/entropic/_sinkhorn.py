@@ -16,6 +16,7 @@ from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
 from ..costs import PointCloudCost
 from ._dual import maximise, schedule
+from ._fused import FusedKernel, available
 from ._gradients import Cost, Plan, Potentials, Value
 from ._kernel import DenseKernel, PointCloudKernel, softmin
 from ._unrolled import unrolled
@@ -138,9 +139,12 @@ def sinkhorn(
 
 def absorbed_kernel(C: Tensor | PointCloudCost, a: Tensor, b: Tensor) -> DenseKernel:
     """The absorbed kernel of a cost, with the weights in float64."""
-    return (PointCloudKernel if isinstance(C, PointCloudCost) else DenseKernel)(
-        C.detach(), _exact(a), _exact(b)
-    )
+    if not isinstance(C, PointCloudCost):
+        kind = DenseKernel
+    else:
+        kind = FusedKernel if available(C.x, C.cost) else PointCloudKernel
+    with _check.memory(C.shape, C.dtype):
+        return kind(C.detach(), _exact(a), _exact(b))
 
 
 def _range(C: Tensor | PointCloudCost) -> tuple[float, float, bool]:

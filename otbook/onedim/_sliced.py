@@ -239,6 +239,9 @@ def _measures(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     """Checked clouds (…, n, d) and float64 weights (…, 1, n), None if uniform, with common leading axes."""
     x, y = _check.clouds(x, y)
+    # Only differences count; near the origin fewer of their digits are lost.
+    centre = x.detach().mean(tuple(range(x.ndim - 1)))
+    x, y = x - centre, y - centre
     if a is not None:
         a = _check.weights(a, x.shape[-2], "a", like=x).double().unsqueeze(-2)
     if b is not None:
