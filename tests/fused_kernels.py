@@ -161,17 +161,17 @@ def test_sums_do_not_lose_digits_with_their_length():
 
 
 @pytest.mark.parametrize(
-    ("d", "cost", "share", "goal", "fused"),
+    ("d", "cost", "share", "exact", "fused"),
     [
-        (3, "sqeuclidean", 0.05, 1e-3, True),
-        (3, "sqeuclidean", 0.05, 1e-9, True),
-        (20, "sqeuclidean", 0.05, 1e-3, True),
-        (3, "euclidean", 0.05, 1e-3, True),
-        (3, "sqeuclidean", 1e-4, 1e-3, False),
-        (20, "euclidean", 0.05, 1e-3, False),
+        (3, "sqeuclidean", 0.05, False, True),
+        (3, "sqeuclidean", 0.05, True, True),
+        (20, "sqeuclidean", 0.05, False, True),
+        (3, "euclidean", 0.05, False, True),
+        (3, "sqeuclidean", 1e-4, False, False),
+        (20, "euclidean", 0.05, False, False),
     ],
 )
-def test_kernel_agrees_with_the_blocked_one(d, cost, share, goal, fused):
+def test_kernel_agrees_with_the_blocked_one(d, cost, share, exact, fused):
     (x, y, a, b), rng = problems.clouds(9, 70, d, seed=1), generator(2)
     a[4], b[60:] = 0, 0
     C = PointCloudCost(x.float().to(DEVICE), y.float().to(DEVICE), cost)
@@ -180,15 +180,15 @@ def test_kernel_agrees_with_the_blocked_one(d, cost, share, goal, fused):
     g = eps * torch.randn(70, generator=rng, dtype=torch.float64).to(DEVICE)
 
     blocked, kernel = PointCloudKernel(C, a, b, dtype=torch.float64), _fused.FusedKernel(C, a, b)
-    f, c = blocked.absorb(g, eps, 0.0)
-    found_f, found_c = kernel.absorb(g, eps, goal)
+    f, c = blocked.absorb(g, eps, exact=True)
+    found_f, found_c = kernel.absorb(g, eps, exact=exact)
     assert kernel.fused == fused
     one = torch.ones_like
     torch.testing.assert_close(
         kernel.laplacian(one(a), one(b)), blocked.laplacian(one(a), one(b)), rtol=0, atol=1e-4
     )
     # What it says of its rounding is what the core loop relies on; the goal asks for more at times.
-    bound = kernel.rounding if goal > 8 * kernel.rounding else 1e-12
+    bound = 1e-12 if exact else kernel.rounding
     assert kernel.rounding <= COARSE
     assert ((found_f - f).abs() / eps).max() <= bound
     assert ((found_c - c).abs() <= 2 * bound * c + 1e-15).all()
@@ -210,7 +210,7 @@ def test_core_loop_with_it():
     start, stages = torch.zeros_like(b), schedule(eps, C.bound())
     g, n_iter = maximise(_fused.FusedKernel(C, a, b), start, stages, tol=1e-6, max_iter=100)
     assert n_iter < 100
-    f, _, columns, _ = PointCloudKernel(C, a, b).measure(g, eps, 0.0)
+    f, _, columns, _ = PointCloudKernel(C, a, b).measure(g, eps)
     assert (columns - b).abs().sum() <= 1.01e-6
     value = sinkhorn(PointCloudCost(C.x.double(), C.y.double()), a, b, eps=eps, tol=1e-9).value
     torch.testing.assert_close((a * f).sum() + (b * g).sum(), value, rtol=0, atol=1e-10)

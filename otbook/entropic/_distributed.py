@@ -143,19 +143,19 @@ class ShardedKernel(PointCloudKernel):
         # Libraries need not factorise alike to the last bit on all processes, which must decide alike.
         self.factorisable = False
 
-    def absorb(self, g: Tensor, eps: float, goal: float) -> tuple[Tensor, Tensor]:
+    def absorb(self, g: Tensor, eps: float, *, exact: bool) -> tuple[Tensor, Tensor]:
         """Remember g and the half-step f of these rows; returns f and the column sums over all rows."""
-        f, c = super().absorb(g, eps, goal)
-        c = self.sum(c)
+        f, c = super().absorb(g, eps, exact=exact)
+        self.columns = self.sum(c)
         self.rounding = self.largest(self.rounding)
         # A sweep starts from these column sums, which the processes together may count only once.
-        self.c = c if self.first else torch.zeros_like(c)
-        return f, c
+        self.c = self.columns if self.first else torch.zeros_like(c)
+        return f, self.columns
 
-    def measure(self, g: Tensor, eps: float, goal: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def measure(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What g leads to: f and the row sums of these rows, the column sums and the cost of all."""
-        f, rows, columns, transport = super().measure(g, eps, goal)
-        return f, rows, self.sum(columns), transport
+        f, rows, _, transport = super().measure(g, eps)
+        return f, rows, self.columns, transport
 
     def sweep(self, v: Tensor, middle: Any) -> tuple[Tensor, Tensor]:
         """The products T v for these rows and Tᵀ w over all rows."""
@@ -189,7 +189,7 @@ class ShardedKernel(PointCloudKernel):
 def _result(kernel: ShardedKernel, g: Tensor, eps: float, tol: float, n_iter: int, max_iter: int) -> OTResult:
     """Measure the plan of g, and wrap it up."""
     C, a, b, dtype = kernel.C, kernel.a, kernel.b, kernel.C.dtype
-    f, rows, columns, transport = kernel.measure(g, eps, tol if dtype == torch.float32 else 0.0)
+    f, rows, columns, transport = kernel.measure(g, eps)
     error = kernel.total((rows - a).abs()) + (columns - b).abs().sum(-1)
     if dtype == torch.float32:
         # Rounded to float32, an entry may be off by half a unit, and counts in both marginals.

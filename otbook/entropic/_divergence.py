@@ -117,7 +117,7 @@ def _to_itself(
             ConvergenceWarning,
             stacklevel=4,
         )
-    f, *_ = kernel.measure(p, eps, 0.0)
+    f, *_ = kernel.measure(p, eps)
     value = (kernel.a * (f + p)).sum(-1)
     make, leaves = as_function(C)
     return Value.apply(value, f, p, eps, make, a, b, *leaves)
@@ -126,11 +126,14 @@ def _to_itself(
 def _fixed_point(kernel: DenseKernel, eps: float, goal: float, max_iter: int) -> tuple[Tensor, Tensor, int]:
     """The potential p, the marginal error of a⊗a exp((p ⊕ p − C)/ε), and the number of iterations."""
     a, p = kernel.a, torch.zeros_like(kernel.b)
-    n_iter = 0
+    n_iter, exact = 0, False
     while True:
-        f, _ = kernel.absorb(p, eps, goal)
+        f, _ = kernel.absorb(p, eps, exact=exact)
         ahead, log_v, log_r = (f - p) / eps, torch.zeros_like(p), torch.zeros_like(p)
-        blur, trusted = 0.0, True
+        base = 0.0 if exact else kernel.rounding
+        blur, trusted = base, True
+        if not exact and (2 * (a * torch.expm1(-ahead).abs()).sum(-1)).max().item() <= 5 * base:
+            exact, trusted = True, False
         while trusted:
             # In units of ε the potential is p + log v, and its c-transform f − log r with r = T v.
             gap = ahead - log_r - log_v
@@ -140,8 +143,9 @@ def _fixed_point(kernel: DenseKernel, eps: float, goal: float, max_iter: int) ->
             log_v = log_v + RELAXATION * gap
             n_iter += 1
             drift = log_v.abs().max().item()
-            blur = 2 * kernel.rounding * min(1.0, drift)
-            trusted = drift <= DRIFT and error.max().item() > 5 * blur
+            blur = base + 2 * kernel.rounding * min(1.0, drift)
+            exact = error.max().item() <= 5 * blur
+            trusted = drift <= DRIFT and not exact
             if trusted:
                 log_r = kernel.rows(log_v.exp()).log()
         p = p + eps * log_v

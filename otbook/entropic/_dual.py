@@ -105,24 +105,28 @@ def _stage(
     """Maximise at one ε. The potentials are split: one part absorbed, the rest in the scalings u, v."""
     a, b = kernel.a, kernel.b
     newton = Newton(kernel)
-    steps, last = 0, math.inf
+    steps, last, exact = 0, math.inf, False
     while True:
-        f, c = kernel.absorb(g, eps, goal)
+        f, c = kernel.absorb(g, eps, exact=exact)
         u, v, log_v = torch.ones_like(a), torch.ones_like(b), torch.zeros_like(b)
-        errors, blur, trusted = measure(c, b), 0.0, True
+        errors, base = measure(c, b), 0.0 if exact else kernel.rounding
+        blur, trusted = base, True
+        if not exact and errors.max().item() <= 5 * base:
+            exact, trusted = True, False  # so close that it takes exact sums to see the error
         while trusted:
             # Here the plan diag(a u) T diag(v) has row sums a and column sums c, but for the blur.
-            done = errors <= goal
+            done = (errors <= goal) & (blur <= 0.2 * goal)
             if report or ceiling < math.inf:
                 dual = kernel.total(a * (f + eps * u.log())) + (b * (g + eps * log_v)).sum(-1)
                 done |= dual > ceiling
                 if report:
                     report(n_iter, _total_error(c, b), dual)
-            if n_iter >= max_iter or (done.all() and blur <= 0.2 * goal):
+            if n_iter >= max_iter or done.all():
                 return g + eps * log_v, n_iter
 
             error = errors.max().item()
-            if accelerate and steps >= 2 and _remaining(goal / error, error / last) > PATIENCE:
+            slow = steps >= 2 and _remaining(goal / error, error / last) > PATIENCE
+            if accelerate and slow and max_iter - n_iter > 2:
                 step, cost = newton.step(u, v, c, max_iter - n_iter)
                 steps = 0
             else:
@@ -137,8 +141,9 @@ def _stage(
             # T is stochastic, so 1/u = T v lies between the least and the largest v: u drifts no
             # further than v. The closer v is to 1, the less the products show of their rounding.
             drift = log_v.abs().max().item()
-            blur = 2 * kernel.rounding * min(1.0, drift)
-            trusted = drift <= DRIFT and errors.max().item() > 5 * blur
+            blur = base + 2 * kernel.rounding * min(1.0, drift)
+            exact = errors.max().item() <= 5 * blur
+            trusted = drift <= DRIFT and not exact
         g = g + eps * log_v
 
 
@@ -161,12 +166,12 @@ class Newton:
             # Rent before buying: conjugate gradients for about as long as a factorisation takes, m/10
             # pairs of products, which are bound by memory where the factorisation is not.
             limit = b.shape[-1] // 10 + 1 if kernel.factorisable else 500
-            x, cost, solved = self._conjugate_gradients(u, v, c, min(limit, budget))
+            x, cost, solved = self._conjugate_gradients(u, v, c, min(limit, budget - 2))
             self.factorise = kernel.factorisable and not solved
         if self.factorise:
             x, cost = self._factorised(u, v, c), cost + 1
         x = x - (b * x).sum(-1, keepdim=True)
-        t, trials = self._line_search(v, c, x)
+        t, trials = self._line_search(v, c, x, min(10, budget - cost))
         return t * x, cost + trials
 
     def _conjugate_gradients(self, u: Tensor, v: Tensor, c: Tensor, limit: int) -> tuple[Tensor, int, bool]:
@@ -187,7 +192,7 @@ class Newton:
         x, failed = _cholesky_solve(self.kernel, u, v, self.kernel.b - c)
         return torch.where(failed, _ratio(self.kernel.b - c, c), x)
 
-    def _line_search(self, v: Tensor, c: Tensor, x: Tensor) -> tuple[Tensor, int]:
+    def _line_search(self, v: Tensor, c: Tensor, x: Tensor, limit: int) -> tuple[Tensor, int]:
         """A step t with D'(t) ≥ −½ D'(0), the approximate Wolfe condition of Hager and Zhang (2005).
 
         For a quadratic it is the condition of sufficient ascent, and unlike a difference of dual
@@ -197,7 +202,7 @@ class Newton:
         slope = ((b - c) * x).sum(-1, keepdim=True)
         t = _ratio(torch.full_like(slope, 0.9 * DRIFT), x.abs().amax(-1, keepdim=True)).clamp(max=1.0)
         trials = 0
-        while trials < 10:
+        while trials < limit:
             trials += 1
             w = v * (t * x).exp()
             _, product = kernel.sweep(w, lambda r, i: a[..., i] / _or_one(r))

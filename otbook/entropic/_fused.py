@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ..costs import PointCloudCost
 from ._kernel import COARSE, Middle, PointCloudKernel, _centre
+from ._tiles import Exponents
 
 if TYPE_CHECKING:
     import triton.language as tl
@@ -121,21 +122,22 @@ class FusedKernel(PointCloudKernel):
     Where their error is too large, at a small ε or for the last digits, the blocked products step in.
     """
 
-    def absorb(self, g: Tensor, eps: float, goal: float) -> tuple[Tensor, Tensor]:
+    def absorb(self, g: Tensor, eps: float, *, exact: bool) -> tuple[Tensor, Tensor]:
         """Remember g and its half-step f; returns f and the column sums c of diag(a) T."""
         x, y, cost, rounding = self.C.x, self.C.y, self.C.cost, _rounding(self.C, eps)
         self.fused = rounding <= COARSE
-        if not self.fused or goal <= 8 * rounding:
-            f, c = super().absorb(g, eps, goal)
+        right = g / eps + self.b.log()
+        if exact or not self.fused:
+            f, c = super().absorb(g, eps, exact=exact)
         else:
-            f = softmin(x, y, g + eps * self.b.log(), eps, cost=cost)
-            self.dtype = self.wanted
-            self._potentials(f, g, eps)  # for Newton's matrix, which is made of blocks
+            f = softmin(x, y, eps * right, eps, cost=cost)
+            # For Newton's matrix, which is made of blocks.
+            self.E, self.dtype, self.measured = Exponents(self.C, right, eps, self.wanted), self.wanted, None
         if self.fused:
-            left, right, self.rounding = f / eps, g / eps + self.b.log(), rounding
+            left, self.rounding = f / eps, rounding
             self.products = partial(product, x, y, left, right, eps=eps, cost=cost)
             self.transposed = partial(product, y, x, right, left, eps=eps, cost=cost)
-            c = self.c = self.transposed(self.a) if goal > 8 * rounding else c
+            c = self.c = c if exact else self.transposed(self.a)
         return f, c
 
     def rows(self, v: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def _adjoint(
     column j of T vanishes, so that μ_j = in_g_j is known and Uμ has a part of its own.
     """
     kernel = (PointCloudKernel if isinstance(C, PointCloudCost) else DenseKernel)(C, a, b, dtype=a.dtype)
-    _, c = kernel.absorb(g, eps, goal=0.0)
+    _, c = kernel.absorb(g, eps, exact=True)
     massless = b == 0
     if massless.any():
         known = torch.where(massless, in_g, 0.0)

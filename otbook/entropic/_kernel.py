@@ -4,7 +4,7 @@ With its potentials absorbed the kernel is T_ij = b_j exp((f_i + g_j − C_ij)/�
 where the plan sends point i. Its rows sum to 1, so nothing that matters can underflow, and every
 iteration is a pair of plain matrix–vector products.
 
-Potentials are absorbed in float64; the products are done in float32, whatever the dtype of C. Since
+Potentials are kept in float64; the products are done in float32, whatever the dtype of C. Since
 T1 = 1 and Tᵀa = c are known, T v = s1 + T(v − s1) for every number s; with s = 1 the rounding of T
 enters only in proportion to how far the scalings v have moved. So a few absorptions reach any tolerance.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -24,11 +25,12 @@ from ._tiles import Exponents
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
 DRIFT = 12.0
 
-#: Entries below exp(−CUT), relative to the largest of a row, become 0: as denormal numbers they would
-#: make exponentials and products ten times slower. In the products of the core loop the cut is higher,
-#: so that it stays below rounding but above denormals also after the scalings drift.
-CUT = {torch.float32: 80.0, torch.float64: 690.0}
-PRODUCT_CUT = 57.0
+#: Entries of T below exp(−CUT) become 0. They stay below rounding even after the scalings drift, and
+#: would be denormal numbers in the products, ten times slower.
+CUT = 57.0
+
+#: The relative error of a softmax in float32, which trades the last two bits for speed.
+ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-15}
 
 #: A relative error of T above which its exponents are formed in float64.
 COARSE = 5e-4
@@ -52,48 +54,48 @@ class DenseKernel:
     because (f + g − C)/ε loses its digits exactly when ε is small.
     """
 
+    measured: tuple | None = None
+
     def __init__(self, C: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.C, self.a, self.b, self.dtype = C, a, b, dtype
-        self.rounding = torch.finfo(dtype).eps
+        self.rounding = ROUNDING[dtype]
         self.T = torch.empty(C.shape, dtype=dtype, device=C.device)
         # Newton's matrix is m × m: not much larger than C, or else small.
         m = C.shape[-1]
         self.factorisable = m <= 4096 and C.numel() // C.shape[-2] * m <= max(4 * C.numel(), 1 << 22)
 
-    def absorb(self, g: Tensor, eps: float, goal: float) -> tuple[Tensor, Tensor]:
-        """Build T from g: f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), an exact half-step in the log domain.
+    def absorb(self, g: Tensor, eps: float, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """Build T from g: f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), a half-step in the log domain.
 
-        Returns f and the column sums c of the plan diag(a) T, accurate enough for a marginal error ``goal``.
+        Returns f and the column sums c of the plan diag(a) T, exact to float64 or only to ``rounding``.
         """
         f, self.c = torch.empty_like(self.a), torch.zeros_like(self.b)
-        for i, f[..., i], T, _ in self._half_steps(g, eps, goal):
+        rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
+        for i, f[..., i], T, pay in self._half_steps(g, eps, exact):
             self.c += _times(T, self.a[..., i])
+            if exact:
+                rows[..., i], paid[..., i] = self.a[..., i] * T.sum(-1), pay()
             self._keep(i, T)
-        self._potentials(f, g, eps)
+        self.measured = (g, eps, f, rows, paid) if exact else None
         return f, self.c
 
-    def measure(self, g: Tensor, eps: float, goal: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def measure(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What g leads to: f, the row and column sums of the plan diag(a) T, and its transport cost."""
-        f, rows, c = torch.empty_like(self.a), torch.empty_like(self.a), torch.zeros_like(self.b)
-        paid = torch.empty_like(self.a)
-        for i, f[..., i], T, paid[..., i] in self._half_steps(g, eps, goal, costs=True):
-            rows[..., i] = self.a[..., i] * T.sum(-1)
-            c += _times(T, self.a[..., i])
-        return f, rows, c, self.total(self.a * paid)
+        if self.measured is None or self.measured[0] is not g or self.measured[1] != eps:
+            self.absorb(g, eps, exact=True)
+        _, _, f, rows, paid = self.measured
+        return f, rows, self.c, self.total(self.a * paid)
 
-    def _half_steps(self, g: Tensor, eps: float, goal: float, costs: bool = False) -> Iterator[tuple]:
-        """Rows, their f and T and, if asked for, what a unit of mass pays there."""
-        dtype = self._precision(goal)
+    def _half_steps(self, g: Tensor, eps: float, exact: bool) -> Iterator[tuple]:
+        """Rows, their f and T, and a function that says what a unit of mass pays there."""
+        dtype = self.a.dtype if exact else self.dtype
         for i in blocks(self.C):
             C = self.C[..., i, :]
             f, T = half_step(C, g, self.b, eps, dtype)
-            yield i, f, T, _paid(T, C) if costs else None
+            yield i, f, T, partial(_paid, T, C)
 
     def _keep(self, i: slice, T: Tensor) -> None:
-        self.T[..., i, :] = threshold_(T, math.exp(-PRODUCT_CUT), 0.0)
-
-    def _potentials(self, f: Tensor, g: Tensor, eps: float) -> None:
-        """A dense kernel has them in T."""
+        self.T[..., i, :] = threshold_(T, math.exp(-CUT), 0.0)
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
@@ -129,10 +131,6 @@ class DenseKernel:
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         yield slice(None), self.T
 
-    def _precision(self, goal: float) -> torch.dtype:
-        """The precision of the exponentials that a marginal error ``goal`` asks for."""
-        return self.dtype if goal > 8 * self.rounding else self.a.dtype
-
 
 class PointCloudKernel(DenseKernel):
     """The kernel T of a :class:`~otbook.costs.PointCloudCost`: its rows are made anew when needed.
@@ -144,32 +142,24 @@ class PointCloudKernel(DenseKernel):
         self.C, self.a, self.b, self.wanted = C, a, b, dtype
         self.factorisable = C.shape[:-2].numel() * C.shape[-1] ** 2 <= _FACTORISABLE
 
-    def _half_steps(self, g: Tensor, eps: float, goal: float, costs: bool = False) -> Iterator[tuple]:
+    def _half_steps(self, g: Tensor, eps: float, exact: bool) -> Iterator[tuple]:
         right = g / eps + self.b.log()
-        self.dtype = self.wanted
-        E = self._exponents(torch.zeros_like(self.a), right, eps, self.dtype)
-        if E.rounding > COARSE:
+        self.E, self.dtype = Exponents(self.C, right, eps, self.wanted), self.wanted
+        if self.E.rounding > COARSE:
             self.dtype = self.a.dtype
-            E = self._exponents(torch.zeros_like(self.a), right, eps, self.dtype)
-        self.rounding = E.rounding
-        if self._precision(goal) != self.dtype:
-            E = self._exponents(torch.zeros_like(self.a), right, eps, self.a.dtype)
-        # C_ij = ε (right_j − E_ij), where mass arrives.
-        right = torch.where(self.b > 0, right, 0.0)
+        E = self.E
+        if exact or self.dtype != self.wanted:
+            E = Exponents(self.C, right, eps, self.a.dtype)
+        if self.dtype == E.dtype:
+            self.E = E
+        self.rounding = self.E.rounding + ROUNDING[self.dtype]
         for i in blocks(self.C):
             tile = E[i]
-            before = tile.clone() if costs else None
-            log_sum, T = softmax_(tile, E.dtype)
-            yield i, -eps * log_sum, T, eps * (_times(T.mT, right) - _paid(T, before)) if costs else None
+            log_sum, T = softmax(tile)
+            yield i, eps * (E.shift[..., i] - log_sum), T, partial(E.paid, i, T, tile)
 
     def _keep(self, i: slice, T: Tensor) -> None:
-        """Nothing is kept: T is made anew from the potentials."""
-
-    def _potentials(self, f: Tensor, g: Tensor, eps: float) -> None:
-        self.E = self._exponents(f / eps, g / eps + self.b.log(), eps, self.dtype)
-
-    def _exponents(self, left: Tensor, right: Tensor, eps: float, dtype: torch.dtype) -> Exponents:
-        return Exponents(self.C, left, right, eps, dtype)
+        """Nothing is kept: T is made anew."""
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
@@ -189,7 +179,7 @@ class PointCloudKernel(DenseKernel):
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for i in blocks(self.C):
-            yield i, self.E[i].clamp_(min=-CUT[self.dtype]).exp_()
+            yield i, torch.softmax(self.E[i], -1)
 
 
 def _paid(T: Tensor, C: Tensor) -> Tensor:
@@ -216,33 +206,34 @@ def half_step(
     The exponents are formed in the precision of g, the exponentials in ``dtype``, by default the same.
     """
     E = torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps)
-    log_sum, T = softmax_(E, dtype or g.dtype)
-    return -eps * log_sum, T
-
-
-def softmax_(E: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The logarithm of the row sums of exp(E), in the precision of E, and exp(E) with rows divided by them.
-
-    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN. E is overwritten.
-    """
+    if dtype in (None, E.dtype):
+        log_sum, T = softmax(E)
+        return -eps * log_sum, T
     peak = E.amax(-1, keepdim=True)
     peak.masked_fill_(peak == -math.inf, 0.0)
-    T = exp_(E.sub_(peak).to(dtype))
-    total = T.sum(-1, keepdim=True)
-    total.masked_fill_(total == 0, 1.0)
-    return (peak + total.log()).squeeze(-1), T.div_(total)
+    log_sum, T = softmax(E.sub_(peak).to(dtype))
+    return -eps * (peak.squeeze(-1) + log_sum), T
+
+
+def softmax(E: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of the row sums of exp(E), and exp(E) with rows divided by them.
+
+    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN.
+    """
+    peak, T = E.amax(-1), torch.softmax(E, -1)
+    closed = peak == -math.inf
+    if closed.any():
+        T, peak = T.masked_fill(closed.unsqueeze(-1), 0.0), peak.masked_fill(closed, 0.0)
+    # The largest entry is exp(peak) over the sum, and 1 over the sum where the peak is 0.
+    return peak - T.amax(-1).masked_fill_(closed, 1.0).log(), T
 
 
 def plan_rows(C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
     """P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε), rounded to the dtype of C."""
     E = torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps)
-    return exp_(E.add_((f / eps + a.log()).unsqueeze(-1))).to(C.dtype)
-
-
-def exp_(E: Tensor) -> Tensor:
-    """The exponential in place, 0 where it would be denormal."""
-    cut = CUT[E.dtype]
-    return threshold_(E.clamp_(min=-cut - 1).exp_(), math.exp(-cut), 0.0)
+    E.add_((f / eps + a.log()).unsqueeze(-1))
+    # exp(−700) is 0 for all purposes; its neighbours, denormal numbers, would take ten times as long.
+    return threshold_(E.clamp_(min=-700.0).exp_(), 1e-300, 0.0).to(C.dtype)
 
 
 def blocks(C: Tensor | PointCloudCost) -> list[slice]:

@@ -22,7 +22,7 @@ from ._kernel import DenseKernel, PointCloudKernel, softmin
 from ._unrolled import unrolled
 
 #: ε-scaling starts at this share of the spread of C; from there on Sinkhorn is fast anyway.
-START = 0.05
+START = 0.01
 
 
 def sinkhorn(
@@ -128,7 +128,7 @@ def sinkhorn(
             kernel,
             torch.zeros_like(kernel.b) if start is None else start.to(kernel.b.dtype),
             stages,
-            tol=0.9 * max(tol - _rounding(kernel, C), 0.1 * tol),
+            tol=0.8 * max(tol - _rounding(kernel, C), 0.1 * tol),
             max_iter=max_iter,
             ceiling=ceiling,
             accelerate=accelerate,
@@ -192,7 +192,7 @@ def _result(
     ceiling: float,
 ) -> OTResult:
     """Measure the plan of the potentials, and wrap it up with its gradients."""
-    f, rows, columns, transport = kernel.measure(g, eps, tol if C.dtype == torch.float32 else 0.0)
+    f, rows, columns, transport = kernel.measure(g, eps)
     error = kernel.total((rows - kernel.a).abs()) + (columns - kernel.b).abs().sum(-1)
     error = error + _rounding(kernel, C)
     if (kernel.b == 0).any():

@@ -1,8 +1,8 @@
-"""Blocks of the exponents left_i + right_j − C_ij/ε of two clouds, each one matrix product.
+"""Blocks of the exponents (g_j − C_ij)/ε of two clouds, each one matrix product.
 
 For the squared Euclidean cost C_ij = ‖x_i‖² + ‖y_j‖² − 2⟨x_i, y_j⟩, and for the cosine cost
-C_ij = 1 − ⟨x_i, y_j⟩ for unit vectors: the squares join the potentials, and the potentials join the
-clouds as two more coordinates.
+C_ij = 1 − ⟨x_i, y_j⟩ for unit vectors. What depends on i alone stays out: a softmax does not see it. What
+depends on j alone joins the clouds as one more coordinate.
 """
 
 from __future__ import annotations
@@ -12,57 +12,49 @@ from torch import Tensor
 
 from ..costs import PointCloudCost
 
+#: Stands for −∞, which a matrix product might multiply by 0.
+_NEVER = -1e30
+
 
 class Exponents:
-    """The matrix E_ij = left_i + right_j − C_ij/ε; ``E[i]`` makes the rows of a slice in one precision.
+    """The matrix E_ij = right_j − C_ij/ε + shift_i; ``E[i]`` makes the rows of a slice, in one precision.
 
-    ``left`` (…, n) is finite, ``right`` (…, m) may be −∞. The clouds are centred, in the precision of
-    ``left``, before anything is rounded; ``rounding`` bounds the error of an entry.
+    ``right`` (…, m) may be −∞. The clouds are centred, in the precision of ``right``, before anything is
+    rounded; ``rounding`` bounds the error of an entry that counts.
     """
 
-    def __init__(
-        self, C: PointCloudCost, left: Tensor, right: Tensor, eps: float, dtype: torch.dtype
-    ) -> None:
-        x, y = C.x.to(left.dtype), C.y.to(left.dtype)
+    def __init__(self, C: PointCloudCost, right: Tensor, eps: float, dtype: torch.dtype) -> None:
+        x, y = C.x.to(right.dtype), C.y.to(right.dtype)
         self.eps, self.dtype, self.distance = eps, dtype, C.cost == "euclidean"
+        self.known = torch.where(right > _NEVER, right, 0.0)
         if C.cost == "cosine":
             x, y = (z / torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x, y))
-            left = left - 1 / eps
+            self.shift = torch.full_like(x[..., 0], 1 / eps)
         else:
             centre = x.mean(-2, keepdim=True)
             x, y = x - centre, y - centre
-        squares = x.square().sum(-1), y.square().sum(-1)
-        radii = (square.amax().sqrt() for square in squares)
+            self.shift = torch.zeros_like(x[..., 0])
         if C.cost == "sqeuclidean":
-            x = 2 * x
-            left, right = left - squares[0] / eps, right - squares[1] / eps
-        # An infinite entry of the product would meet the zeros of no row, but finite ones are safer.
-        right = right.clamp(min=-1e30)
-        largest = torch.stack([2 * torch.stack(list(radii)).prod() / eps, *map(_largest, (left, right))])
+            self.shift, right, x = x.square().sum(-1) / eps, right - y.square().sum(-1) / eps, 2 * x
+        right = right.clamp(min=_NEVER)
+        largest = C.bound() / eps + torch.where(right > _NEVER, right.abs(), 0.0).amax().item()
+        self.rounding = torch.finfo(dtype).eps * (1 + largest)
         if self.distance:
-            self.x, self.y, self.left, self.right = x, y, left, right
-            largest[0] = torch.cdist(x[..., :1, :], y).amax() * 2 / eps
+            self.x, self.y, self.right = x.to(dtype), y.to(dtype), right.to(dtype)
         else:
-            one = torch.ones_like
-            self.x = torch.cat([x / eps, left[..., None], one(left[..., None])], -1).to(dtype)
-            self.y = torch.cat([y, one(right[..., None]), right[..., None]], -1).to(dtype).mT.contiguous()
-        self.rounding = torch.finfo(dtype).eps * (1 + largest.sum().item())
+            one = torch.ones_like(x[..., :1])
+            self.x = torch.cat([x / eps, one], -1).to(dtype)
+            self.y = torch.cat([y, right[..., None]], -1).to(dtype).mT.contiguous()
 
     def __getitem__(self, i: slice) -> Tensor:
+        x = self.x[..., i, :]
         if not self.distance:
-            return self.x[..., i, :] @ self.y
-        E = torch.cdist(
-            self.x[..., i, :].to(self.dtype),
-            self.y.to(self.dtype),
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
-        return (
-            E.mul_(-1 / self.eps)
-            .add_(self.right.to(self.dtype).unsqueeze(-2))
-            .add_(self.left.to(self.dtype)[..., i, None])
-        )
+            return x @ self.y
+        # Distances from inner products would lose half the digits of small ones.
+        C = torch.cdist(x, self.y, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.add(self.right.unsqueeze(-2), C, alpha=-1 / self.eps)
 
-
-def _largest(t: Tensor) -> Tensor:
-    """The largest magnitude of the entries that count."""
-    return torch.where(t > -1e29, t.abs(), 0.0).amax()
+    def paid(self, i: slice, T: Tensor, E: Tensor) -> Tensor:
+        """Σ_j T_ij C_ij for the rows E of a slice, where the rows of T sum to 1."""
+        arrived = (T @ self.known.to(T.dtype).unsqueeze(-1)).squeeze(-1)
+        return self.eps * (arrived - torch.linalg.vecdot(T, E) + self.shift[..., i])
