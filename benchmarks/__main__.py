@@ -26,6 +26,7 @@ BENCHMARKS = {
     "B8": "growth",
     "B9": "gpu",
     "B10": "sharded",
+    "large": "large",
 }
 PACKAGES = ("torch", "numpy", "scipy", "pot", "geomloss", "pykeops", "ott-jax", "jax", "flash-sinkhorn")
 

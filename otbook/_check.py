@@ -195,6 +195,16 @@ def batch(shapes: dict[str, torch.Size]) -> torch.Size:
         raise ValueError(f"the batch shapes do not agree: {listing}; make the leading axes equal") from error
 
 
+def generator(value: torch.Generator) -> torch.Generator:
+    """A source of randomness, which the caller owns."""
+    if not isinstance(value, torch.Generator):
+        raise TypeError(
+            f"generator must be a torch.Generator, but a {type(value).__name__} was given; "
+            "write torch.Generator().manual_seed(0)"
+        )
+    return value
+
+
 @contextmanager
 def memory(shape: Sequence[int], dtype: torch.dtype) -> Iterator[None]:
     """A context that stores costs of this shape: if memory runs out, the error says how to do without.

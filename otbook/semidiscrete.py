@@ -165,11 +165,7 @@ def stochastic_dual(
         raise TypeError(
             f"sample must be a function (n, generator) ↦ points, but a {type(sample).__name__} was given"
         )
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be a torch.Generator, but a {type(generator).__name__} was given; "
-            "write torch.Generator().manual_seed(0)"
-        )
+    _check.generator(generator)
     eps = 0.0 if eps == 0 else _check.positive(eps, "eps", remedy="0 gives hard cells")
     cost = _check.choice(cost, "cost", tuple(costs.BY_NAME))
     tol, step = _check.positive(tol, "tol"), _check.positive(step, "step")

@@ -107,11 +107,8 @@ def solve(
             f"n_restarts = {n_restarts} needs random couplings, but generator is None; "
             "pass generator=torch.Generator().manual_seed(0)"
         )
-    if not isinstance(generator, torch.Generator | None):
-        raise TypeError(
-            f"generator must be a torch.Generator, but a {type(generator).__name__} was given; "
-            "pass torch.Generator().manual_seed(0)"
-        )
+    if generator is not None:
+        _check.generator(generator)
     results, worst, spent = [], 0.0, 0
     for single in problem:
         q = Quadratic(single.X, single.Y, single.a, single.b, single.M, single.alpha)

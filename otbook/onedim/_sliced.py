@@ -253,11 +253,7 @@ def _measures(
 
 def _directions(n: int, x: Tensor, generator: torch.Generator) -> Tensor:
     """Independent uniform points of the unit sphere, shape (n, d)."""
-    if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator must be a torch.Generator, but a {type(generator).__name__} was given; "
-            "write torch.Generator().manual_seed(0)"
-        )
+    _check.generator(generator)
     theta = torch.randn(n, x.shape[-1], generator=generator, device=generator.device, dtype=torch.float64)
     return _normalised(theta.to(x))
 
