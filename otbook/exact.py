@@ -180,28 +180,34 @@ def _solve_one(
 ) -> tuple[np.ndarray, ...]:
     """Plan, potentials, cost, relative duality gap and marginal error of one problem."""
     a, b = a / a.sum(), b / b.sum()
-    forbidden = np.isinf(C)
-    low, high = C[~forbidden].min(), C[~forbidden].max()
+    low, high, forbidden = C.min(), C.max(), None
+    if np.isinf(high):
+        forbidden = np.isinf(C)
+        high = C[~forbidden].max()
     spread = (high - low) or abs(high) or 1.0
-    if forbidden.any():
+    if forbidden is not None:
         # If a coupling without forbidden entries exists, mass on one of them can leave along a cycle
         # that takes at most min(n, m) allowed entries in and as many out: at this price it gains.
         C = np.where(forbidden, high + min(C.shape) * spread, C)
     # The network simplex has an absolute tolerance: it sees costs between 0 and 1.
-    plan, f = kernel((C - low) / spread, a, b)
+    scaled = C - low
+    scaled /= spread
+    plan, f = kernel(scaled, a, b)
     f = spread * f
-    if (lost := plan[forbidden].sum()) > stray:
-        raise ValueError(
-            f"C forbids every coupling of a and b: a mass of {lost:.6g} has nowhere to go; "
-            "make more entries of C finite, or change the weights"
-        )
     # c-transforms: g from the atoms that carry mass, then f from g. They keep the value of an
     # optimal pair and make it feasible everywhere, also at atoms of zero weight.
-    g = (C - f[:, None])[a > 0].min(0)
+    carries = slice(None) if (a > 0).all() else a > 0
+    g = (C[carries] - f[carries, None]).min(0)
     f = (C - g).min(1)
-    gap = (C * plan).sum() - (a @ f + b @ g)
-    plan = np.where(forbidden, 0.0, plan)
-    cost = (C * plan).sum()
+    gap = np.vdot(C, plan) - (a @ f + b @ g)
+    if forbidden is not None:
+        if (lost := plan[forbidden].sum()) > stray:
+            raise ValueError(
+                f"C forbids every coupling of a and b: a mass of {lost:.6g} has nowhere to go; "
+                "make more entries of C finite, or change the weights"
+            )
+        plan = np.where(forbidden, 0.0, plan)
+    cost = np.vdot(C, plan)
     half = (a @ f - b @ g) / 2
     error = np.abs(plan.sum(1) - a).sum() + np.abs(plan.sum(0) - b).sum()
     # Costs themselves are known to rounding only, which matters if they are almost equal.

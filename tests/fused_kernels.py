@@ -14,7 +14,7 @@ from otbook.entropic._kernel import COARSE, PointCloudKernel
 from . import problems
 from .problems import generator
 
-DEVICE = "cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda"
+DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET", "1") == "1" else "cuda"
 #: Half the spacing of float32 numbers at 1.
 U = 2.0**-24
 
