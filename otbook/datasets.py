@@ -13,6 +13,18 @@ from torch import Tensor
 
 from . import _check
 
+# Atom by atom as in the file: first the heavy atoms, then the hydrogens.
+_TRYPTOPHAN = """N -2.074 -0.459 -1.528, CA -0.716 -0.631 -0.993, C -0.631 -1.766 0.044,
+O 0.295 -2.579 -0.004, CB -0.221 0.703 -0.417, CG 1.148 0.652 0.194,
+CD1 2.319 0.664 -0.482, CD2 1.508 0.564 1.606, NE1 3.371 0.560 0.411,
+CE2 2.928 0.515 1.710, CE3 0.779 0.524 2.812, CZ2 3.599 0.445 2.938,
+CZ3 1.439 0.433 4.053, CH2 2.842 0.407 4.120, H -2.624 0.343 -1.242,
+HA -0.052 -0.908 -1.813, HB2 -0.206 1.425 -1.211, HB3 -0.921 1.044 0.344,
+HD1 2.412 0.733 -1.558, HE1 4.360 0.536 0.156, HE3 -0.299 0.571 2.773,
+HZ2 4.679 0.418 2.961, HZ3 0.862 0.400 4.966, HH2 3.334 0.360 5.081"""
+_TRYPTOPHAN_BONDS = """N-CA CA-C C-O CA-CB CB-CG CG-CD1 CG-CD2 CD1-NE1 NE1-CE2 CD2-CE2
+CD2-CE3 CE2-CZ2 CE3-CZ3 CZ2-CH2 CZ3-CH2"""
+
 
 def photograph(name: str, *, height: int = 160) -> Tensor:
     """One of scikit-learn's two photographs, resized.
@@ -84,3 +96,35 @@ def eight_gaussians(n: int, *, generator: torch.Generator, radius: float = 2.0) 
     angle = torch.randint(8, (n,), generator=generator) * (math.pi / 4)
     centre = radius * torch.stack([angle.cos(), angle.sin()], dim=1).double()
     return centre + radius / 20 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+
+def tryptophan() -> tuple[list[str], Tensor, Tensor, Tensor]:
+    """The atoms of a tryptophan as measured in space, and its structural formula in the plane.
+
+    Returns:
+        The names of the 24 atoms, 14 heavy ones and then 10 hydrogens, the element first; their
+        positions in ångström, shape (24, 3), float64; the 15 bonds between heavy atoms, as pairs of
+        their indices, shape (15, 2), int64; and where a drawing of the formula puts the heavy atoms, in
+        bond lengths of its hexagon, shape (14, 2), float64.
+
+    Source:
+        Residue 6 of the protein Trp-cage, by nuclear magnetic resonance: Neidigh, Fesinmeyer and
+        Andersen, Nature Structural Biology 9 (2002) 425-430; Protein Data Bank 1L2Y, first model. The
+        layout of the drawing is ours.
+
+    Example:
+        >>> names, positions, bonds, drawing = tryptophan()
+        >>> i, j = bonds[0]
+        >>> print(f"{names[i]}-{names[j]}: {(positions[i] - positions[j]).norm():.2f} Å")
+        N-CA: 1.47 Å
+    """
+    rows = [row.split() for row in _TRYPTOPHAN.split(",")]
+    names = [row[0] for row in rows]
+    positions = torch.tensor([[float(t) for t in row[1:]] for row in rows], dtype=torch.float64)
+    pairs = [bond.split("-") for bond in _TRYPTOPHAN_BONDS.split()]
+    bonds = torch.tensor([[names.index(end) for end in pair] for pair in pairs])
+    chain = [[3.2, 3.0], [3.1, 2.0], [3.9, 1.3], [4.9, 1.5], [2.1, 1.8]]  # N, CA, C, O, CB
+    # CG and CD1, CD2 of the hexagon, NE1, and the other corners of the hexagon, CE2 first.
+    corner = [(math.cos(math.radians(t)), math.sin(math.radians(t))) for t in (30, -30, 90, -90, 150, -150)]
+    drawing = [*chain, (1.82, 0.81), (2.41, 0.0), corner[0], (1.82, -0.81), *corner[1:]]
+    return names, positions, bonds, torch.tensor(drawing, dtype=torch.float64)

@@ -48,3 +48,22 @@ def test_eight_gaussians_sit_on_a_circle():
 def test_a_sample_has_at_least_one_point():
     with pytest.raises(ValueError, match="n must be a whole number of at least 1"):
         datasets.eight_gaussians(0, generator=torch.Generator())
+
+
+def test_tryptophan_is_a_molecule():
+    names, positions, bonds, drawing = datasets.tryptophan()
+    assert len(names) == len(set(names)) == 24
+    assert [name[0] == "H" for name in names] == [False] * 14 + [True] * 10
+    assert positions.shape == (24, 3)
+    assert drawing.shape == (14, 2)
+    assert positions.dtype == drawing.dtype == torch.float64
+    # The bonds of the formula are the pairs of heavy atoms that lie within a bond's length in space.
+    near = torch.cdist(positions[:14], positions[:14]).triu(1)
+    close_pairs = ((near > 0) & (near < 2)).nonzero()
+    assert sorted(bonds.sort(1).values.tolist()) == close_pairs.tolist()
+    # Each hydrogen sits on one heavy atom.
+    to_heavy = torch.cdist(positions[14:], positions[:14])
+    assert ((to_heavy < 1.2).sum(1) == 1).all()
+    # The drawing has bonds of one length, nearly.
+    drawn = (drawing[bonds[:, 0]] - drawing[bonds[:, 1]]).norm(dim=1)
+    assert (drawn - 1).abs().max() < 0.3
