@@ -134,7 +134,7 @@ def test_one_potential_solves_a_symmetric_problem(cost, eps):
     for max_iter in (8, 16):
         with contextlib.suppress(ConvergenceWarning):
             kernel = _sinkhorn.absorbed_kernel(C, a, a)
-            _, error, _ = _divergence._fixed_point(kernel, eps, 1e-14, max_iter)
+            _, _, error, _ = _divergence._fixed_point(kernel, eps, 1e-14, max_iter)
         errors.append(error.item())
     # A rate of at most ⅓, whatever ε.
     assert errors[1] <= (1 / 3) ** 8 * 1.5 * errors[0] + 1e-13

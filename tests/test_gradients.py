@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from otbook import ConvergenceWarning, OTResult, sinkhorn
 from otbook.costs import PointCloudCost
-from otbook.entropic import _dual, _kernel
+from otbook.entropic import _kernel, _laplacian
 
 from . import problems
 
@@ -205,7 +205,7 @@ class TestStructure:
     def test_a_system_that_is_not_solved_warns(self, monkeypatch):
         x, y = (torch.rand(30, 2, generator=problems.generator(k), dtype=F64) for k in (1, 2))
         result = sinkhorn(PointCloudCost(x.requires_grad_(), y), eps=1e-2)
-        monkeypatch.setattr(_dual, "SOLVE_LIMIT", 1)
+        monkeypatch.setattr(_laplacian, "SOLVE_LIMIT", 1)
         monkeypatch.setattr(_kernel, "_FACTORISABLE", 0)
         with pytest.warns(ConvergenceWarning, match="implicit gradient"):
             result.cost.backward()

@@ -109,7 +109,7 @@ def _to_itself(
     """
     a, b = a.expand(C.shape[:-1]), b.expand(C.shape[:-1])
     kernel = absorbed_kernel(C, a, b)
-    p, error, n_iter = _fixed_point(kernel, eps, 0.9 * tol, max_iter)
+    p, f, error, n_iter = _fixed_point(kernel, eps, 0.9 * tol, max_iter)
     if not (error <= tol).all():
         warnings.warn(
             f"sinkhorn_divergence stopped after {n_iter} iterations with marginal error "
@@ -117,16 +117,17 @@ def _to_itself(
             ConvergenceWarning,
             stacklevel=4,
         )
-    f, *_ = kernel.measure(p, eps)
     value = (kernel.a * (f + p)).sum(-1)
     make, leaves = as_function(C)
     return Value.apply(value, f, p, eps, make, a, b, *leaves)
 
 
-def _fixed_point(kernel: DenseKernel, eps: float, goal: float, max_iter: int) -> tuple[Tensor, Tensor, int]:
-    """The potential p, the marginal error of a⊗a exp((p ⊕ p − C)/ε), and the number of iterations."""
+def _fixed_point(
+    kernel: DenseKernel, eps: float, goal: float, max_iter: int
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """The potential p, its c-transform, the marginal error of their plan, and the number of iterations."""
     a, p = kernel.a, torch.zeros_like(kernel.b)
-    n_iter, exact = 0, False
+    n_iter, exact = 0, kernel.keeps
     while True:
         f, _ = kernel.absorb(p, eps, exact=exact)
         ahead, log_v, log_r = (f - p) / eps, torch.zeros_like(p), torch.zeros_like(p)
@@ -138,14 +139,19 @@ def _fixed_point(kernel: DenseKernel, eps: float, goal: float, max_iter: int) ->
             # In units of ε the potential is p + log v, and its c-transform f − log r with r = T v.
             gap = ahead - log_r - log_v
             error = 2 * (a * torch.expm1(-gap).abs()).sum(-1)
-            if n_iter == max_iter or ((error <= goal).all() and blur <= 0.2 * goal):
-                return p + eps * log_v, error, n_iter
+            largest = error.max().item()
+            if largest <= max(goal, 5 * blur) and kernel.sharpen():
+                log_r, blur = kernel.rows(log_v.exp()).log(), 0.0
+                continue
+            if n_iter == max_iter or (largest <= goal and blur <= 0.2 * goal):
+                p = p + eps * log_v
+                return p, f - eps * log_r if kernel.sharp else kernel.measure(p, eps)[0], error, n_iter
             log_v = log_v + RELAXATION * gap
             n_iter += 1
             drift = log_v.abs().max().item()
             blur = base + 2 * kernel.rounding * min(1.0, drift)
-            exact = error.max().item() <= 5 * blur
-            trusted = drift <= DRIFT and not exact
+            exact = kernel.keeps or largest <= 5 * blur
+            trusted = drift <= DRIFT and largest > 5 * blur
             if trusted:
                 log_r = kernel.rows(log_v.exp()).log()
         p = p + eps * log_v

@@ -9,15 +9,14 @@ g += ε x with S x = b − c.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from .._result import ConvergenceWarning
 from ._kernel import DRIFT, DenseKernel
+from ._laplacian import cholesky_solve, conjugate_gradients, or_one, ratio
 
 #: ε falls by this factor from stage to stage, and a stage ends when the column sums are right to
 #: this share. Random clouds, n = 200, ε = 1e-6 max C: with a share of 1 it takes fifteen times as
@@ -27,19 +26,16 @@ FACTOR, STAGE_TOL = 4.0, 0.01
 #: Newton takes over where Sinkhorn, at its observed rate, would need more iterations than this.
 PATIENCE = 10
 
-#: A relative shift that keeps the singular Laplacian factorisable.
-SHIFT = 1e4
-
-#: Conjugate gradients that solve a system to working precision may take this many iterations.
-SOLVE_LIMIT = 2_000
-
 Report = Callable[[int, Tensor, Tensor], None]
 
 
 def schedule(eps: float, start: float) -> list[float]:
-    """Decreasing values of ε that end at ``eps``: ε-scaling, as in Schmitzer (2019), §3.2."""
+    """Decreasing values of ε that end at ``eps``: ε-scaling, as in Schmitzer (2019), §3.2.
+
+    The last half of the way down to ``eps`` is not worth a stage of its own.
+    """
     stages = [eps]
-    while stages[-1] < start:
+    while 2 * eps < start and stages[-1] < start:
         stages.append(stages[-1] * FACTOR)
     return stages[::-1]
 
@@ -103,46 +99,59 @@ def _stage(
     report: Report | None,
 ) -> tuple[Tensor, int]:
     """Maximise at one ε. The potentials are split: one part absorbed, the rest in the scalings u, v."""
-    a, b = kernel.a, kernel.b
-    newton = Newton(kernel)
-    steps, last, exact = 0, math.inf, False
+    a, newton = kernel.a, Newton(kernel)
+    # A target without mass stands still: it counts as one that gets the 1 that it wants.
+    idle = (kernel.b == 0).to(a.dtype)
+    b = kernel.b + idle
+
+    def divide(r: Tensor, i: slice) -> Tensor:
+        u[..., i] = 1 / (or_one(r) if kernel.gaps else r)  # a source with nowhere to go is left alone
+        return a[..., i] * u[..., i]
+
+    steps, last, exact, final = 0, math.inf, False, goal < STAGE_TOL
     while True:
+        exact = exact or (kernel.keeps and final)
         f, c = kernel.absorb(g, eps, exact=exact)
-        u, v, log_v = torch.ones_like(a), torch.ones_like(b), torch.zeros_like(b)
+        u, v, log_v, c = torch.ones_like(a), torch.ones_like(b), torch.zeros_like(b), c + idle
         errors, base = measure(c, b), 0.0 if exact else kernel.rounding
-        blur, trusted = base, True
-        if not exact and errors.max().item() <= 5 * base:
+        error, blur, trusted = errors.max().item(), base, True
+        if not exact and error <= 5 * base:
             exact, trusted = True, False  # so close that it takes exact sums to see the error
         while trusted:
             # Here the plan diag(a u) T diag(v) has row sums a and column sums c, but for the blur.
-            done = (errors <= goal) & (blur <= 0.2 * goal)
+            done = error <= goal and blur <= 0.2 * goal
             if report or ceiling < math.inf:
-                dual = kernel.total(a * (f + eps * u.log())) + (b * (g + eps * log_v)).sum(-1)
-                done |= dual > ceiling
+                dual = kernel.total(a * (f + eps * u.log())) + (kernel.b * (g + eps * log_v)).sum(-1)
+                done = bool(((errors <= goal) & (blur <= 0.2 * goal) | (dual > ceiling)).all())
                 if report:
                     report(n_iter, _total_error(c, b), dual)
-            if n_iter >= max_iter or done.all():
-                return g + eps * log_v, n_iter
+            if n_iter >= max_iter or done:
+                g = g + eps * log_v
+                if kernel.sharp:
+                    kernel.settle(g, eps, f + eps * u.log(), a * u, v)
+                return g, n_iter
 
-            error = errors.max().item()
             slow = steps >= 2 and _remaining(goal / error, error / last) > PATIENCE
             if accelerate and slow and max_iter - n_iter > 2:
-                step, cost = newton.step(u, v, c, max_iter - n_iter)
+                step, cost = newton.step(u, v, c - idle, max_iter - n_iter)
                 steps = 0
             else:
-                step, cost = torch.where(b > 0, b / c, 1.0).log(), 1
+                step, cost = (b / c).log_(), 1
                 steps += 1
             n_iter, last = n_iter + cost, error
-            log_v = log_v + step.clamp(-DRIFT, DRIFT)
-            v = log_v.exp()
-            r, product = kernel.sweep(v, lambda r, i: a[..., i] / _or_one(r))
-            u, c = 1 / _or_one(r), v * product
-            errors = measure(c, b)
-            # T is stochastic, so 1/u = T v lies between the least and the largest v: u drifts no
-            # further than v. The closer v is to 1, the less the products show of their rounding.
+            log_v = log_v + step.clamp_(-DRIFT, DRIFT)
             drift = log_v.abs().max().item()
-            blur = base + 2 * kernel.rounding * min(1.0, drift)
-            exact = errors.max().item() <= 5 * blur
+            v = log_v.exp()
+            for _ in range(2):  # once more where float64 takes over
+                _, product = kernel.sweep(v, divide)
+                c = torch.addcmul(idle, v, product)
+                errors = measure(c, b)
+                # T is stochastic, so 1/u = T v lies between the least and the largest v: u drifts no
+                # further than v. The closer v is to 1, the less the products show of their rounding.
+                error, blur = errors.max().item(), base + 2 * kernel.rounding * min(1.0, drift)
+                if error > max(goal, 5 * blur) or not kernel.sharpen():
+                    break
+            exact = error <= 5 * blur
             trusted = drift <= DRIFT and not exact
         g = g + eps * log_v
 
@@ -179,7 +188,7 @@ class Newton:
         kernel, b = self.kernel, self.kernel.b
         w = kernel.a * u * u
         # A column that got nothing yet counts with a tenth of its due.
-        inverse = _ratio(torch.ones_like(c), torch.maximum(c, 0.1 * b))
+        inverse = ratio(torch.ones_like(c), torch.maximum(c, 0.1 * b))
         accuracy = min(0.1, max(0.01, (b - c).abs().sum(-1).max().item()))
 
         def S(p: Tensor) -> Tensor:
@@ -189,8 +198,8 @@ class Newton:
 
     def _factorised(self, u: Tensor, v: Tensor, c: Tensor) -> Tensor:
         """S x = b − c by Cholesky; where rounding spoils the factor, an ascent direction all the same."""
-        x, failed = _cholesky_solve(self.kernel, u, v, self.kernel.b - c)
-        return torch.where(failed, _ratio(self.kernel.b - c, c), x)
+        x, failed = cholesky_solve(self.kernel, u, v, self.kernel.b - c)
+        return torch.where(failed, ratio(self.kernel.b - c, c), x)
 
     def _line_search(self, v: Tensor, c: Tensor, x: Tensor, limit: int) -> tuple[Tensor, int]:
         """A step t with D'(t) ≥ −½ D'(0), the approximate Wolfe condition of Hager and Zhang (2005).
@@ -200,90 +209,15 @@ class Newton:
         """
         kernel, a, b = self.kernel, self.kernel.a, self.kernel.b
         slope = ((b - c) * x).sum(-1, keepdim=True)
-        t = _ratio(torch.full_like(slope, 0.9 * DRIFT), x.abs().amax(-1, keepdim=True)).clamp(max=1.0)
+        t = ratio(torch.full_like(slope, 0.9 * DRIFT), x.abs().amax(-1, keepdim=True)).clamp(max=1.0)
         trials = 0
         while trials < limit:
             trials += 1
             w = v * (t * x).exp()
-            _, product = kernel.sweep(w, lambda r, i: a[..., i] / _or_one(r))
+            _, product = kernel.sweep(w, lambda r, i: a[..., i] / or_one(r))
             new = ((b - w * product) * x).sum(-1, keepdim=True)
             over = new < -0.5 * slope
             if not over.any():
                 break
-            t = torch.where(over, t * _ratio(slope, slope - new).clamp(0.1, 0.5), t)
+            t = torch.where(over, t * ratio(slope, slope - new).clamp(0.1, 0.5), t)
         return t, trials
-
-
-def conjugate_gradients(
-    S: Callable[[Tensor], Tensor], r: Tensor, inverse: Tensor, accuracy: float, limit: int
-) -> tuple[Tensor, int, bool]:
-    """Solve S x = r, preconditioned by ``inverse``; returns x, the iterations, and whether it is solved.
-
-    S is singular: its rows sum to 0, and so must r, or rounding would pile up in the kernel of S.
-    ``accuracy`` is the share of the residual that may be left, in the norm of the preconditioner.
-    """
-    share = _ratio(torch.ones_like(inverse), inverse)
-    share = share / share.sum(-1, keepdim=True)
-
-    def balanced(z: Tensor) -> Tensor:
-        return z - share * z.sum(-1, keepdim=True)
-
-    r = balanced(r)
-    x, p = torch.zeros_like(r), r * inverse
-    square = (r * p).sum(-1, keepdim=True)
-    stop = square * accuracy**2
-    for k in range(1, limit + 1):
-        Sp = balanced(S(p))
-        # A problem of the batch that is solved stands still while the others go on.
-        step = _ratio(square, (p * Sp).sum(-1, keepdim=True)) * (square > stop)
-        x, r = x + step * p, r - step * Sp
-        z = r * inverse
-        previous, square = square, (r * z).sum(-1, keepdim=True)
-        if (square <= stop).all():
-            return x, k, True
-        p = z + _ratio(square, previous) * p
-    return x, limit, False
-
-
-def laplacian_solve(kernel: DenseKernel, c: Tensor, r: Tensor) -> Tensor:
-    """Solve S x = r to working precision for the plan diag(a) T with column sums c, r summing to 0."""
-    limit = min(SOLVE_LIMIT, c.shape[-1] // 10 + 50) if kernel.factorisable else SOLVE_LIMIT
-    inverse = _ratio(torch.ones_like(c), c)
-    w = kernel.a
-
-    def S(p: Tensor) -> Tensor:
-        return c * p - kernel.sweep(p, lambda r, i: w[..., i] * r)[1]
-
-    x, _, solved = conjugate_gradients(S, r, inverse, 1e-12, limit)
-    if not solved and kernel.factorisable:
-        exact, failed = _cholesky_solve(kernel, torch.ones_like(w), torch.ones_like(c), r)
-        x = torch.where(failed, x, exact)
-        solved = not failed.any()
-    left = ((S(x) - r).abs().sum(-1) / r.abs().sum(-1).clamp(min=1e-300)).max().item()
-    if not solved and left > 1e-6:
-        warnings.warn(
-            f"the linear system of an implicit gradient is solved only to a share of {left:.1g} of its right "
-            "side: raise eps, or differentiate the value, which needs no such system",
-            ConvergenceWarning,
-            stacklevel=3,
-        )
-    return x
-
-
-def _cholesky_solve(kernel: DenseKernel, u: Tensor, v: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
-    """Solve S x = r for the plan diag(a u) T diag(v) by Cholesky; returns x and where that failed, (…, 1)."""
-    S = kernel.laplacian(u, v)
-    shift = SHIFT * torch.finfo(r.dtype).eps * kernel.b
-    S.diagonal(dim1=-2, dim2=-1).add_(torch.where(kernel.b > 0, shift, 1.0))
-    L, failed = torch.linalg.cholesky_ex(S)
-    return torch.cholesky_solve(r.unsqueeze(-1), L).squeeze(-1), (failed > 0).unsqueeze(-1)
-
-
-def _or_one(x: Tensor) -> Tensor:
-    """Keep x where it is positive, else 1: an empty row or column is left alone."""
-    return torch.where(x > 0, x, 1.0)
-
-
-def _ratio(x: Tensor, y: Tensor) -> Tensor:
-    """Divide x by y, giving 0 where y is not positive."""
-    return torch.where(y > 0, x / _or_one(y), 0.0)

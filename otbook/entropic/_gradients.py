@@ -22,8 +22,8 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..costs import PointCloudCost
-from ._dual import laplacian_solve
 from ._kernel import DenseKernel, PointCloudKernel, blocks, plan_rows
+from ._laplacian import laplacian_solve
 
 #: exp of more than this is not needed: an entry of q is at most 1/a_i or 1/b_j where one is positive.
 _LARGEST = 600.0
@@ -62,12 +62,14 @@ class Value(Function):
 
 
 class Plan(Function):
-    """Some rows of the plan as a function of C, a, b, f and g."""
+    """Some rows of the plan as a function of C, a, b, f and g; ``P``, if they are known."""
 
     @staticmethod
-    def forward(ctx, C, a, b, f, g, eps):
+    def forward(ctx, C, a, b, f, g, eps, P=None):
         ctx.save_for_backward(C, a, b, f, g)
         ctx.eps = eps
+        if P is not None:
+            return P.to(C.dtype)
         return plan_rows(C, a.to(f.dtype), b.to(f.dtype), f, g, eps)
 
     @staticmethod
@@ -79,7 +81,7 @@ class Plan(Function):
         in_a, in_b = (q * b.unsqueeze(-2)).sum(-1), (p.unsqueeze(-2) @ q).squeeze(-2)
         in_f, in_g = p * in_a / ctx.eps, b * in_b / ctx.eps
         in_C = q.mul_(b.unsqueeze(-2)).mul_(p.unsqueeze(-1) / -ctx.eps)
-        return in_C.to(C.dtype), in_a.to(a.dtype), in_b.to(b.dtype), in_f, in_g, None
+        return in_C.to(C.dtype), in_a.to(a.dtype), in_b.to(b.dtype), in_f, in_g, None, None
 
 
 class Cost(Function):

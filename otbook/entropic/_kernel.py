@@ -7,6 +7,7 @@ iteration is a pair of plain matrix–vector products.
 Potentials are kept in float64; the products are done in float32, whatever the dtype of C. Since
 T1 = 1 and Tᵀa = c are known, T v = s1 + T(v − s1) for every number s; with s = 1 the rounding of T
 enters only in proportion to how far the scalings v have moved. So a few absorptions reach any tolerance.
+A small kernel is kept in float64 besides, for the last products and for the plan, which saves one absorption.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-15}
 #: A relative error of T above which its exponents are formed in float64.
 COARSE = 5e-4
 
+#: A kernel of up to this many entries is kept in float64 too.
+_KEPT = 1 << 20
+
 #: Newton's matrix may have this many entries where the kernel itself is not stored.
 _FACTORISABLE = 1 << 22
 
@@ -54,12 +58,23 @@ class DenseKernel:
     because (f + g − C)/ε loses its digits exactly when ε is small.
     """
 
+    #: Where it was measured last, and what was found: g, eps, f, row sums, cost of each row.
     measured: tuple | None = None
 
+    #: T in float64 if the last absorption kept it, and the plan that it became when it was measured.
+    exact_T: Tensor | None = None
+    plan: Tensor | None = None
+
+    #: Whether an exact absorption keeps T in float64, whether products use that now, and whether a
+    #: row can be empty.
+    keeps: bool = False
+    sharp: bool = False
+    gaps: bool = False
+
     def __init__(self, C: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
-        self.C, self.a, self.b, self.dtype = C, a, b, dtype
-        self.rounding = ROUNDING[dtype]
-        self.T = torch.empty(C.shape, dtype=dtype, device=C.device)
+        self.C, self.a, self.b, self.wanted = C, a, b, dtype
+        self.rough_T = torch.empty(C.shape, dtype=dtype, device=C.device)
+        self.keeps, self.gaps = dtype != a.dtype and C.numel() <= _KEPT, True
         # Newton's matrix is m × m: not much larger than C, or else small.
         m = C.shape[-1]
         self.factorisable = m <= 4096 and C.numel() // C.shape[-2] * m <= max(4 * C.numel(), 1 << 22)
@@ -69,44 +84,70 @@ class DenseKernel:
 
         Returns f and the column sums c of the plan diag(a) T, exact to float64 or only to ``rounding``.
         """
+        self._begin(exact)
         f, self.c = torch.empty_like(self.a), torch.zeros_like(self.b)
         rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
         for i, f[..., i], T, pay in self._half_steps(g, eps, exact):
-            self.c += _times(T, self.a[..., i])
-            if exact:
-                rows[..., i], paid[..., i] = self.a[..., i] * T.sum(-1), pay()
+            a = self.a[..., i]
+            self.c += _times(T, a)
+            if exact and not self.keeps:
+                rows[..., i], paid[..., i] = a * T.sum(-1), a * pay()
             self._keep(i, T)
-        self.measured = (g, eps, f, rows, paid) if exact else None
+        self.measured = (g, eps, f, rows, paid) if exact and not self.keeps else None
         return f, self.c
+
+    def sharpen(self) -> bool:
+        """Change over to T in float64, if it was kept; says whether this is news."""
+        if self.exact_T is None or self.sharp:
+            return False
+        self.T, self.rounding, self.sharp = self.exact_T, ROUNDING[self.exact_T.dtype], True
+        return True
 
     def measure(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What g leads to: f, the row and column sums of the plan diag(a) T, and its transport cost."""
         if self.measured is None or self.measured[0] is not g or self.measured[1] != eps:
-            self.absorb(g, eps, exact=True)
+            f, _ = self.absorb(g, eps, exact=True)
+            if self.exact_T is not None:
+                self.settle(g, eps, f, self.a, torch.ones_like(self.b))
         _, _, f, rows, paid = self.measured
-        return f, rows, self.c, self.total(self.a * paid)
+        return f, rows, self.c, self.total(paid)
+
+    def settle(self, g: Tensor, eps: float, f: Tensor, left: Tensor, right: Tensor) -> None:
+        """Measure g and f where the plan is known: diag(left) T diag(right), with T in float64."""
+        P = self.exact_T.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
+        self.exact_T, self.plan, self.c = None, P, P.sum(-2)
+        self.measured = (g, eps, f, P.sum(-1), _paid(P, self.C))
+
+    def _begin(self, exact: bool) -> None:
+        self.T, self.rounding, self.sharp, self.plan = self.rough_T, ROUNDING[self.wanted], False, None
+        self.exact_T = torch.empty_like(self.T, dtype=self.a.dtype) if exact and self.keeps else None
 
     def _half_steps(self, g: Tensor, eps: float, exact: bool) -> Iterator[tuple]:
         """Rows, their f and T, and a function that says what a unit of mass pays there."""
-        dtype = self.a.dtype if exact else self.dtype
+        dtype = self.a.dtype if exact else self.wanted
+        right = (g / eps + self.b.log()).unsqueeze(-2)
         for i in blocks(self.C):
             C = self.C[..., i, :]
-            f, T = half_step(C, g, self.b, eps, dtype)
-            yield i, f, T, partial(_paid, T, C)
+            log_sum, T = softmax(torch.add(right, C, alpha=-1 / eps), dtype)
+            yield i, -eps * log_sum, T, partial(_paid, T, C)
 
     def _keep(self, i: slice, T: Tensor) -> None:
-        self.T[..., i, :] = threshold_(T, math.exp(-CUT), 0.0)
+        if self.exact_T is not None:
+            self.exact_T[..., i, :] = T
+        rough = self.T[..., i, :]
+        threshold_(rough.copy_(T), math.exp(-CUT), 0.0)
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
         s = _centre(v)
-        return s + _times(self.T.mT, v - s)
+        return s + _times(self.T.mT, v - s) if s else _times(self.T.mT, v)
 
     def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
         """The products r = T v and Tᵀ w, where w = ``middle``(r, rows)."""
         s = _centre(v)
-        r = s + _times(self.T.mT, v - s)
-        return r, s * self.c + _times(self.T, middle(r, slice(None)) - s * self.a)
+        r = s + _times(self.T.mT, v - s) if s else _times(self.T.mT, v)
+        w = middle(r, slice(None))
+        return r, self.c + _times(self.T, w - self.a) if s else _times(self.T, w)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all rows."""
@@ -158,19 +199,22 @@ class PointCloudKernel(DenseKernel):
             log_sum, T = softmax(tile)
             yield i, eps * (E.shift[..., i] - log_sum), T, partial(E.paid, i, T, tile)
 
-    def _keep(self, i: slice, T: Tensor) -> None:
+    def _begin(self, exact: bool) -> None:
         """Nothing is kept: T is made anew."""
+
+    def _keep(self, i: slice, T: Tensor) -> None:
+        """Nothing is kept."""
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
         s = _centre(v)
-        moved = (v - s).to(self.dtype)
+        moved = v - s
         return s + torch.cat([_times(T.mT, moved) for _, T in self._blocks()], -1)
 
     def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
         """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in one pass."""
         s = _centre(v)
-        moved = (v - s).to(self.dtype)
+        moved = v - s
         r, product = torch.empty_like(self.a), s * self.c
         for i, T in self._blocks():
             r[..., i] = s + _times(T.mT, moved)
@@ -188,9 +232,9 @@ def _paid(T: Tensor, C: Tensor) -> Tensor:
     return paid if torch.isfinite(paid).all() else (T * C).nan_to_num(0.0).sum(-1)
 
 
-def _centre(v: Tensor) -> Tensor:
-    """The number s of T v = s1 + T(v − s1): 1 where all scalings v are near 1, else 0; shape (…, 1)."""
-    return ((v - 1).abs().amax(-1, keepdim=True) < 0.5).to(v.dtype)
+def _centre(v: Tensor) -> float:
+    """The number s of T v = s1 + T(v − s1): 1 if all scalings v are near 1, else 0."""
+    return float((v - 1).abs().max().item() < 0.5)
 
 
 def softmin(C: Tensor | PointCloudCost, g: Tensor, b: Tensor, eps: float) -> Tensor:
@@ -205,26 +249,27 @@ def half_step(
 
     The exponents are formed in the precision of g, the exponentials in ``dtype``, by default the same.
     """
-    E = torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps)
-    if dtype in (None, E.dtype):
-        log_sum, T = softmax(E)
-        return -eps * log_sum, T
-    peak = E.amax(-1, keepdim=True)
-    peak.masked_fill_(peak == -math.inf, 0.0)
-    log_sum, T = softmax(E.sub_(peak).to(dtype))
-    return -eps * (peak.squeeze(-1) + log_sum), T
+    log_sum, T = softmax(torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps), dtype)
+    return -eps * log_sum, T
 
 
-def softmax(E: Tensor) -> tuple[Tensor, Tensor]:
-    """The logarithm of the row sums of exp(E), and exp(E) with rows divided by them.
+def softmax(E: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+    """The logarithm of the row sums of exp(E), and exp(E) with rows divided by them, in ``dtype``.
 
-    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN.
+    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN. E is overwritten if
+    ``dtype`` is not its own.
     """
-    peak, T = E.amax(-1), torch.softmax(E, -1)
+    peak = E.amax(-1)
     closed = peak == -math.inf
-    if closed.any():
-        T, peak = T.masked_fill(closed.unsqueeze(-1), 0.0), peak.masked_fill(closed, 0.0)
-    # The largest entry is exp(peak) over the sum, and 1 over the sum where the peak is 0.
+    some = bool(closed.any())
+    if some:
+        peak = peak.masked_fill(closed, 0.0)
+    if dtype not in (None, E.dtype):
+        E = E.sub_(peak.unsqueeze(-1)).to(dtype)
+    T = torch.softmax(E, -1)
+    if some:
+        T = T.masked_fill(closed.unsqueeze(-1), 0.0)
+    # The largest entry is exp(peak) over the sum, and 1 over the sum where the peak was taken out.
     return peak - T.amax(-1).masked_fill_(closed, 1.0).log(), T
 
 

@@ -119,9 +119,9 @@ def sinkhorn(
         if gradient == "unrolled":
             return unrolled(C, a, b, eps=eps, tol=tol, max_iter=max_iter, g0=start, report=report)
         kernel, ceiling = absorbed_kernel(C, a, b), math.inf
-        low, high, forbidden = _range(kernel.C)
+        low, high, kernel.gaps = _range(kernel.C)
         stages = schedule(eps, START * (high - low) if accelerate and g0 is None else 0.0)
-        if forbidden:
+        if kernel.gaps:
             # KL(P ‖ a⊗b) is at most the entropy of either marginal.
             ceiling = high + stages[0] * math.log(max(C.shape[-2:]))
         g, n_iter = maximise(
@@ -234,7 +234,7 @@ def _result(
         n_iter=n_iter,
         marginal_error=error.to(C.dtype),
         converged=converged,
-        _plan=lambda: Plan.apply(C[..., :, :], a, b, f, g, eps),
+        _plan=lambda: Plan.apply(C[..., :, :], a, b, f, g, eps, kernel.plan),
     )
 
 
