@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from otbook import PointCloudCost, sinkhorn
-from otbook.entropic import _kernel
+from otbook.entropic import _dual, _kernel
 from otbook.entropic._kernel import ROUNDING, DenseKernel, PointCloudKernel
 
 from . import checks, problems
@@ -100,3 +102,34 @@ def test_not_kept_near_the_solution_takes_no_longer(monkeypatch):
     monkeypatch.setattr(DenseKernel, "absorb", counting)
     assert sinkhorn(C, a, b, eps=1.0, tol=1e-13, accelerate=False).converged
     assert sum(absorbed) <= 4
+
+
+def test_the_laplacian_is_the_matrix_of_newtons_method():
+    for kernel, T, _, _ in kernels():
+        u, v = torch.linspace(0.5, 2, 9, dtype=torch.float64), torch.linspace(2, 0.5, 6, dtype=torch.float64)
+        u = 1 / (T @ v)
+        P = (kernel.a * u)[:, None] * T * v
+        S = P.sum(0).diag() - P.mT @ (P / kernel.a[:, None])
+        torch.testing.assert_close(kernel.laplacian(u, v), S, rtol=0, atol=1e-6)
+
+
+def test_a_stage_starts_on_the_line_through_the_last_two(monkeypatch):
+    """The maximiser is smooth in ε: the line leads towards the next one, not away from it."""
+    C, a, b = problems.random_problem(40, 30)
+    starts = []
+    stage = _dual._stage
+
+    def recording(kernel, g, eps, *rest):
+        found = stage(kernel, g, eps, *rest)
+        starts.append((eps, g.clone(), found[0].clone()))
+        return found
+
+    monkeypatch.setattr(_dual, "_stage", recording)
+    assert sinkhorn(C, a, b, eps=1e-3 * C.max().item(), tol=1e-9).converged
+    assert len(starts) > 2, "the problem needs ε-scaling"
+
+    def distance(g, h):
+        return ((g - h) - b @ (g - h)).abs().max().item()
+
+    for (_, _, before), (_, start, end) in itertools.pairwise(starts[1:]):
+        assert distance(start, end) < 0.8 * distance(2 * before - start, end)
