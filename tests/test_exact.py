@@ -11,7 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from otbook import ConvergenceWarning, assignment, emd, exact, linear_program
+from otbook import ConvergenceWarning, assignment, emd, linear_program
+from otbook.exact import _transport as exact
 
 from . import checks, problems
 
