@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from otbook import ConvergenceWarning, costs, emd, onedim, semidiscrete, sinkhorn
-from otbook.semidiscrete import stochastic_dual
+from otbook.semidiscrete import _stochastic, stochastic_dual
 
 from . import problems
 
@@ -139,7 +139,7 @@ def test_averaged_iterate_converges_like_one_over_root_of_iterations(eps):
     for seed in range(4):
         generator = rng(seed)
         batch = lambda generator=generator: costs.sqeuclidean(uniform()(8, generator), Y)  # noqa: E731
-        ascent = semidiscrete._averaged_ascent(batch, B, eps, 1.0)
+        ascent = _stochastic._averaged_ascent(batch, B, eps, 1.0)
         for k, g in itertools.islice(ascent, counts[-1]):
             if k in counts:
                 error = (g - target) - (B * (g - target)).sum()
@@ -152,7 +152,7 @@ def test_average_weighs_the_iterates_in_proportion_to_their_number():
     # One point more than needed: the step of each iterate is known exactly.
     C = torch.tensor([[0.0, 1.0]], dtype=torch.float64)
     b = torch.tensor([0.25, 0.75], dtype=torch.float64)
-    ascent = semidiscrete._averaged_ascent(lambda: C, b, 0.0, 0.4)
+    ascent = _stochastic._averaged_ascent(lambda: C, b, 0.0, 0.4)
     averages = [g for _, g in itertools.islice(ascent, 6)]
     g, iterates = torch.zeros(2).double(), []
     for k in range(1, 7):
