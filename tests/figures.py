@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import re
+from collections.abc import Iterator
 
 import numpy as np
 import resvg_py
@@ -11,6 +13,8 @@ from PIL import Image
 from scipy.ndimage import binary_opening, maximum_filter, minimum_filter
 
 IMAGE_TYPES = ("image/svg+xml", "image/png", "image/jpeg")
+#: A picture inside an HTML output, such as a frame of a slider.
+EMBEDDED = re.compile(r"data:(image/[a-z+]+);base64,([A-Za-z0-9+/=]+)")
 
 #: Pictures are compared at this width, close to what a reader sees on a small screen.
 WIDTH = 480
@@ -21,6 +25,20 @@ COLOUR = 0.16
 #: … and specks too thin to hold a square of 2×2 pixels do not count (the rims of letters), nor do
 #: patches of up to this many pixels in all: less than one marker of a scatter plot.
 PIXELS = 12
+
+
+def pictures(data: dict) -> Iterator[tuple[str, str]]:
+    """Type and data of every picture of one output, those inside its HTML included."""
+    for mime in IMAGE_TYPES:
+        if mime in data:
+            yield mime, "".join(data[mime])
+    for mime, code in EMBEDDED.findall("".join(data.get("text/html", ""))):
+        yield mime, base64.b64decode(code).decode() if mime == "image/svg+xml" else code
+
+
+def without_pictures(text: object) -> object:
+    """A text with the type alone of each embedded picture: what the comparison of texts should see."""
+    return EMBEDDED.sub(r"data:\1", text) if isinstance(text, str) else text
 
 
 def render(mime: str, data: str) -> np.ndarray:

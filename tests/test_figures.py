@@ -59,3 +59,14 @@ def test_sees_a_change(reference, change):
 
 def test_sees_another_shape():
     assert "heights differ" in figures.difference(np.ones((200, 480, 3)), np.ones((240, 480, 3)))
+
+
+def test_finds_the_pictures_inside_html():
+    svg, png = "<svg>é</svg>", base64.b64encode(b"picture").decode()
+    code = base64.b64encode(svg.encode()).decode()
+    page = f'<b>text</b><img src="data:image/svg+xml;base64,{code}"><img src="data:image/png;base64,{png}">'
+    found = list(figures.pictures({"text/html": page, "image/png": png, "text/plain": "x"}))
+    assert found == [("image/png", png), ("image/svg+xml", svg), ("image/png", png)]
+    bare = figures.without_pictures(page)
+    assert bare == '<b>text</b><img src="data:image/svg+xml"><img src="data:image/png">'
+    assert figures.without_pictures(["not a text"]) == ["not a text"]

@@ -5,6 +5,8 @@ One notebook holds one cell a defect; one run of pytest over it must name exactl
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import re
 import subprocess
@@ -14,6 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -22,6 +25,13 @@ PLAIN = "print('W₂² = 0.045590')"
 CLAIM = "claims.at_most('the gap is small', 0.25, 0.5, symbol='gap')\nclaims.measured('wall time', 0.25, 's')"
 SVG = "fig, ax = plt.subplots()\nax.plot([0, 1, 2], [0, 1, 4])\nplotting.show(fig)"
 PNG = SVG.replace("show(fig)", "show(fig, format='png')")
+FRAMES = """
+def draw(k):
+    fig, ax = plt.subplots(figsize=(4, 3))
+    ax.plot([0, 1, 2], [0, 1, 4 + k])
+    return fig
+plotting.frames(draw, [0, 1], alt='A parabola, {label}.')
+"""
 
 
 def other_digit(cell):
@@ -52,6 +62,29 @@ def missing_picture(cell):
     del cell.outputs[0].data["image/svg+xml"]
 
 
+def other_text(cell):
+    html = cell.outputs[0].data["text/html"]
+    cell.outputs[0].data["text/html"] = html.replace("A parabola, 1.", "A line, 1.")
+
+
+def other_bytes(cell):  # as from a machine with other fonts: no picture has the bytes that will be drawn
+    cell.outputs[0].data["text/html"] = (
+        cell.outputs[0]
+        .data["text/html"]
+        .replace(cell.outputs[0].data["image/png"], encoded_again(cell.outputs[0].data["image/png"]))
+    )
+
+
+def encoded_again(data):
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB").save(buffer, "png")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def other_frame(cell):
+    cell.source = cell.source.replace("+ k", "- 2 * k")
+
+
 def other_data(cell):
     cell.source = cell.source.replace("4]", "3]")
 
@@ -72,6 +105,11 @@ DEFECTS = {
     "a missing picture": (SVG, missing_picture, "0 pictures are stored, but running the cell draws 1"),
     "other data, svg": (SVG, other_data, r"Picture 1 changed: \d+ pixels differ"),
     "other data, png": (PNG, other_data, r"Picture 1 changed: \d+ pixels differ"),
+    "nothing, frames": (FRAMES, None, None),
+    "nothing, frames in svg": (FRAMES.replace("draw, ", "draw, format='svg', labels="), None, None),
+    "another encoding of a frame": (FRAMES, other_bytes, None),
+    "another text of a frame": (FRAMES, other_text, r"Cell outputs differ[\s\S]*A line, 1"),
+    "another frame": (FRAMES, other_frame, r"Picture 3 changed: \d+ pixels differ"),
 }
 
 
