@@ -1,0 +1,18 @@
+"""Gradient flows: of functions on Euclidean space, and of functionals on the space of measures."""
+
+from ._dynamic import DynamicPlan, benamou_brenier, displacement_interpolation
+from ._euclidean import MinimizingMovement, minimizing_movement
+from ._jko import jko_gaussian
+from ._jko_grid import jko_grid
+from ._langevin import langevin
+
+__all__ = [
+    "DynamicPlan",
+    "MinimizingMovement",
+    "benamou_brenier",
+    "displacement_interpolation",
+    "jko_gaussian",
+    "jko_grid",
+    "langevin",
+    "minimizing_movement",
+]
