@@ -3,7 +3,7 @@
 Samples → cost → solver → result → loss, map or flow → figure and claim.
 """
 
-from . import barycenter, costs, exact, gaussian, gromov, onedim, semidiscrete
+from . import barycenter, costs, exact, flows, gaussian, gromov, meanfield, monge_ampere, onedim, semidiscrete
 from ._result import ConvergenceWarning, OTResult
 from .costs import PointCloudCost
 from .entropic import (
@@ -15,7 +15,7 @@ from .entropic import (
     sinkhorn_unbalanced,
     smooth_ot,
 )
-from .exact import assignment, emd, linear_program
+from .exact import assignment, auction, emd, linear_program
 from .gaussian import bures_wasserstein
 from .gromov import (
     entropic_gromov_wasserstein,
@@ -38,12 +38,14 @@ __all__ = [
     "OTResult",
     "PointCloudCost",
     "assignment",
+    "auction",
     "barycenter",
     "bures_wasserstein",
     "costs",
     "emd",
     "entropic_gromov_wasserstein",
     "exact",
+    "flows",
     "fused_gromov_wasserstein",
     "gaussian",
     "gromov",
@@ -52,6 +54,8 @@ __all__ = [
     "linear_program",
     "max_sliced_direction",
     "max_sliced_wasserstein",
+    "meanfield",
+    "monge_ampere",
     "onedim",
     "partial",
     "quantile_map",
