@@ -133,3 +133,19 @@ def test_a_stage_starts_on_the_line_through_the_last_two(monkeypatch):
 
     for (_, _, before), (_, start, end) in itertools.pairwise(starts[1:]):
         assert distance(start, end) < 0.8 * distance(2 * before - start, end)
+
+
+def test_newton_steps_by_conjugate_gradients_and_by_cholesky_agree():
+    for kernel, T, _, _ in kernels():
+        v = torch.tensor([30.0, 1.0, 0.1, 5.0, 0.3, 2.0], dtype=torch.float64)
+        u = 1 / (T @ v)
+        c = v * ((kernel.a * u) @ T)
+        newton = _dual.Newton(kernel)
+        x, _, solved = newton._conjugate_gradients(u, v, c, 100)
+        assert solved
+        exact = newton._factorised(u, v, c)
+        r, S = kernel.b - c, kernel.laplacian(u, v)
+        left = ((S @ x - r).square() / c).sum().sqrt() / (r.square() / c).sum().sqrt()
+        # Solved to a tenth, in the norm of the preconditioner.
+        assert left <= 0.1
+        torch.testing.assert_close(S @ exact, r, rtol=0, atol=1e-6)
