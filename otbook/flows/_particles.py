@@ -24,9 +24,8 @@ class ParticleFlow:
         x: particles after the last step, shape (…, n, d), detached.
         path: stored clouds, the first and the last among them, shape (S, …, n, d).
         steps: the numbers k of the steps after which they were stored, from 0 to K, S of them.
-        speeds: ‖v_k‖ = (1/n Σ_i |v_i|²)^{1/2} of the velocity that made step k + 1, in units of x over time,
-            shape (K, …). Zero at a stationary cloud; for :func:`particle_flow` without noise its square is
-            the rate at which the loss decreases.
+        speeds: (1/n Σ_i |v_i|²)^{1/2} of the velocity of each step, in units of x over time, shape (K, …).
+            Zero at rest; in :func:`particle_flow` without noise its square is the rate of descent.
         losses: losses where the velocities were taken, in units of the loss, shape (K, …); None for
             :func:`svgd`, which knows no loss.
     """
@@ -56,9 +55,8 @@ def particle_flow(
     The factor n belongs to the metric ‖v‖² = 1/n Σ_i |v_i|². With it, v_i = −∇(δF/δμ)(x_i) for a loss F of
     the measure μ = 1/n Σ_i δ_{x_i}, and the flow does not depend on the number of particles.
 
-    Noise injection takes the velocity at x + σ_k ξ instead of x, with a standard normal ξ, and moves x by it.
-    In the mean this descends the smoothed loss E F(x + σξ), which has a force where F has none. Its
-    minimiser is another one than that of F, so let σ_k fall to 0.
+    Noise injection moves x by the velocity at x + σ_k ξ, with a standard normal ξ. In the mean this descends
+    E F(x + σξ), which has a force where F has none, but another minimiser, so let σ_k fall to 0.
 
     Args:
         x0: particles, shape (…, n, d); leading axes are independent flows.
