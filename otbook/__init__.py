@@ -3,7 +3,19 @@
 Samples → cost → solver → result → loss, map or flow → figure and claim.
 """
 
-from . import barycenter, costs, exact, flows, gaussian, gromov, meanfield, monge_ampere, onedim, semidiscrete
+from . import (
+    barycenter,
+    costs,
+    exact,
+    flows,
+    gaussian,
+    gromov,
+    learning,
+    meanfield,
+    monge_ampere,
+    onedim,
+    semidiscrete,
+)
 from ._result import ConvergenceWarning, OTResult
 from .costs import PointCloudCost
 from .entropic import (
@@ -51,6 +63,7 @@ __all__ = [
     "gromov",
     "gromov_wasserstein",
     "ipot",
+    "learning",
     "linear_program",
     "max_sliced_direction",
     "max_sliced_wasserstein",

@@ -6,6 +6,7 @@ Photographs and digits ship inside scikit-learn (the ``notebooks`` extra).
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import numpy as np
 import torch
@@ -96,6 +97,99 @@ def eight_gaussians(n: int, *, generator: torch.Generator, radius: float = 2.0) 
     angle = torch.randint(8, (n,), generator=generator) * (math.pi / 4)
     centre = radius * torch.stack([angle.cos(), angle.sin()], dim=1).double()
     return centre + radius / 20 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+
+def gaussian_grid(n: int, *, generator: torch.Generator, side: int = 5, spacing: float = 2.0) -> Tensor:
+    """A sample of side² narrow Gaussians on a square grid around the origin, 25 by default.
+
+    Args:
+        n: number of points.
+        generator: source of randomness, on the CPU.
+        side: Gaussians along each side.
+        spacing: distance of neighbouring centres; the standard deviation of each Gaussian is a
+            fortieth of it, 0.05 by default.
+
+    Returns:
+        Points, shape (n, 2), float64.
+
+    Example:
+        >>> gaussian_grid(5, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 2])
+    """
+    n, side = _check.positive_int(n, "n"), _check.positive_int(side, "side")
+    cell = torch.randint(side, (n, 2), generator=generator).double()
+    centre = spacing * (cell - (side - 1) / 2)
+    return centre + spacing / 40 * torch.randn(n, 2, generator=generator, dtype=torch.float64)
+
+
+def two_moons(n: int, *, generator: torch.Generator, noise: float = 0.05) -> tuple[Tensor, Tensor]:
+    """Two half circles that reach into each other, and the half circle of each point.
+
+    Args:
+        n: number of points.
+        generator: source of randomness, on the CPU.
+        noise: standard deviation of the Gaussian noise on each coordinate.
+
+    Returns:
+        Points, shape (n, 2), float64, on the upper half of the unit circle (label 0) or on the lower
+        half of the one around (1, ½) (label 1), and their labels, shape (n,), int64.
+
+    Source:
+        The shape of ``sklearn.datasets.make_moons``; here angles and labels are drawn at random.
+
+    Example:
+        >>> points, labels = two_moons(5, generator=torch.Generator().manual_seed(0))
+        >>> points.shape, labels.shape
+        (torch.Size([5, 2]), torch.Size([5]))
+    """
+    n = _check.positive_int(n, "n")
+    labels = torch.randint(2, (n,), generator=generator)
+    angle = math.pi * torch.rand(n, generator=generator, dtype=torch.float64)
+    upper = torch.stack([angle.cos(), angle.sin()], dim=1)
+    lower = torch.stack([1 - angle.cos(), 0.5 - angle.sin()], dim=1)
+    points = torch.where(labels[:, None] == 0, upper, lower)
+    return points + noise * torch.randn(n, 2, generator=generator, dtype=torch.float64), labels
+
+
+def digit_features(images: Tensor) -> Tensor:
+    """The nine numbers that tell handwritten digits apart best: a fixed feature space for 8×8 images.
+
+    Fisher's linear discriminants of :func:`digits`, in which each of the ten classes has nearly the
+    unit matrix as covariance. They are the solution of an eigenvalue problem, not of a training, and so
+    the same on every machine (up to signs, which no distance sees).
+
+    Args:
+        images: shape (n, 8, 8) or (n, 64), grey values in the units of :func:`digits`.
+
+    Returns:
+        Features, shape (n, 9), with the dtype and device of ``images``; differentiable.
+
+    Raises:
+        ValueError: for images of another size.
+
+    Source:
+        Fisher, Annals of Eugenics 7 (1936) 179-188; the solver is
+        ``sklearn.discriminant_analysis.LinearDiscriminantAnalysis``.
+
+    Example:
+        >>> images, labels = digits()
+        >>> z = digit_features(images)
+        >>> z.shape
+        torch.Size([1797, 9])
+    """
+    if images.ndim < 2 or images[0].numel() != 64:
+        raise ValueError(f"images must have shape (n, 8, 8) or (n, 64), got {tuple(images.shape)}")
+    centre, directions = (t.to(images) for t in _discriminants())
+    return (images.flatten(1) - centre) @ directions
+
+
+@cache
+def _discriminants() -> tuple[Tensor, Tensor]:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    images, labels = digits()
+    fit = LinearDiscriminantAnalysis(solver="svd").fit(images.flatten(1).numpy(), labels.numpy())
+    return torch.from_numpy(fit.xbar_), torch.from_numpy(fit.scalings_[:, :9])
 
 
 def tryptophan() -> tuple[list[str], Tensor, Tensor, Tensor]:

@@ -67,3 +67,45 @@ def test_tryptophan_is_a_molecule():
     # The drawing has bonds of one length, nearly.
     drawn = (drawing[bonds[:, 0]] - drawing[bonds[:, 1]]).norm(dim=1)
     assert (drawn - 1).abs().max() < 0.3
+
+
+def test_gaussian_grid_has_its_modes_where_it_says():
+    x = datasets.gaussian_grid(5000, generator=torch.Generator().manual_seed(0))
+    again = datasets.gaussian_grid(5000, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(x, again, rtol=0, atol=0)
+    cell = (x / 2).round()
+    assert cell.unique(dim=0).shape == (25, 2)
+    assert cell.min() == -2
+    assert cell.max() == 2
+    assert abs((x - 2 * cell).std() - 0.05) < 0.002
+    three = datasets.gaussian_grid(900, generator=torch.Generator().manual_seed(0), side=3, spacing=1.0)
+    assert three.round().unique(dim=0).shape == (9, 2)
+
+
+def test_two_moons_lie_on_their_half_circles():
+    x, label = datasets.two_moons(2000, generator=torch.Generator().manual_seed(0), noise=0.0)
+    upper, lower = x[label == 0], x[label == 1]
+    assert 900 < len(upper) < 1100
+    torch.testing.assert_close(upper.norm(dim=1), torch.ones(len(upper), dtype=torch.float64))
+    assert upper[:, 1].min() >= 0
+    shifted = lower - torch.tensor([1.0, 0.5], dtype=torch.float64)
+    torch.testing.assert_close(shifted.norm(dim=1), torch.ones(len(lower), dtype=torch.float64))
+    assert lower[:, 1].max() <= 0.5
+    noisy, _ = datasets.two_moons(2000, generator=torch.Generator().manual_seed(0), noise=0.1)
+    assert abs((noisy - x).std() - 0.1) < 0.01
+
+
+def test_digit_features_tell_digits_apart():
+    images, labels = datasets.digits()
+    z = datasets.digit_features(images)
+    assert z.shape == (1797, 9)
+    torch.testing.assert_close(z, datasets.digit_features(images.flatten(1)))
+    assert datasets.digit_features(images[:3].float()).dtype == torch.float32
+    centres = torch.stack([z[labels == k].mean(0) for k in range(10)])
+    within = z - centres[labels]
+    # The divisor, n or n - 10, depends on the version of scikit-learn.
+    covariance = within.T @ within / 1792
+    torch.testing.assert_close(covariance, torch.eye(9, dtype=torch.float64), rtol=0, atol=0.004)
+    assert (torch.cdist(z, centres).argmin(1) == labels).double().mean() > 0.95
+    with pytest.raises(ValueError, match=r"images must have shape \(n, 8, 8\)"):
+        datasets.digit_features(images[:, :7])

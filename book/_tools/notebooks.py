@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def execute(path: Path) -> float:
     """Run a notebook from top to bottom in a fresh kernel, store its outputs, return the seconds."""
     notebook = nbformat.read(path, as_version=4)
     normalise(notebook)
+    os.environ["TQDM_DISABLE"] = "1"  # progress bars are for people, not for stored outputs
     client = NotebookClient(
         notebook,
         timeout=300,
