@@ -44,7 +44,7 @@ def test_the_order_of_samples_does_not_matter_and_that_of_modes_is_kept():
 @pytest.mark.parametrize(
     ("samples", "centres", "radius", "message"),
     [
-        (torch.zeros(3, 2), torch.zeros(2, 3), 1.0, "samples has points in dimension 2 and centres in dimension 3"),
+        (torch.zeros(3, 2), torch.zeros(2, 3), 1.0, "samples has points in dimension 2"),
         (torch.zeros(3, 2), CENTRES, 0.0, "radius must be"),
         (torch.zeros(2, 3, 2), CENTRES, 1.0, "single clouds"),
         (torch.full((3, 2), torch.nan), CENTRES, 1.0, "samples holds nan"),
