@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from otbook import PointCloudCost, sinkhorn
-from otbook.entropic import _dual, _kernel
+from otbook.entropic import _dual, _kernel, _tiles
 from otbook.entropic._kernel import ROUNDING, DenseKernel, PointCloudKernel
 
 from . import checks, problems
@@ -149,3 +150,59 @@ def test_newton_steps_by_conjugate_gradients_and_by_cholesky_agree():
         # Solved to a tenth, in the norm of the preconditioner.
         assert left <= 0.1
         torch.testing.assert_close(S @ exact, r, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("eps", [0.4, 0.004])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
+def test_tiles_make_the_kernel_in_one_precision_or_the_other(cost, eps):
+    """Also where most entries underflow: they are held at a number that is normal and does not count."""
+    x, y, _, b = problems.clouds(50, 40)
+    C, g = PointCloudCost(x, y, cost), torch.linspace(-0.1, 0.1, 40, dtype=torch.float64)
+    E = b.log() + (g - C.dense()) / eps
+    T, f = torch.softmax(E, -1), -eps * torch.logsumexp(E, -1)
+    for dtype, bound in ((torch.float32, None), (torch.float64, 1e-12)):
+        tiles = _tiles.Exponents(C, g / eps + b.log(), eps, dtype)
+        bound = bound or 4 * tiles.rounding
+        for i in (slice(0, 30), slice(30, 50)):
+            found, K, total = tiles.half_step(i)
+            torch.testing.assert_close(found.double(), f[i], rtol=0, atol=eps * bound)
+            torch.testing.assert_close(K.double() / total[:, None].double(), T[i], rtol=0, atol=bound)
+            paid = (T[i] * C.dense()[i]).sum(-1)
+            torch.testing.assert_close(tiles.paid(f[i], K, total).double(), paid, rtol=0, atol=3 * bound)
+        tiles.absorb(f)
+        for i in (slice(0, 30), slice(30, 50)):
+            K = tiles.kernel(i)
+            torch.testing.assert_close(K.double(), T[i], rtol=0, atol=bound)
+            # Above the largest denormal number, by far.
+            assert K.min() >= 0.9 * math.exp(-_tiles.CUT) or tiles.deep <= _tiles.CUT
+    assert eps > 0.1 or cost == "cosine" or tiles.deep > _tiles.CUT, "the instance must underflow"
+
+
+@pytest.mark.parametrize("recent", [1, 7, 1000])
+def test_column_sums_over_many_blocks(recent, monkeypatch):
+    monkeypatch.setattr(_kernel, "_RECENT", recent)
+    K = torch.rand(60, 5, generator=torch.Generator().manual_seed(0))
+    w = torch.linspace(-1, 3, 60, dtype=torch.float64)
+    sums = _kernel._ColumnSums(torch.ones(5, dtype=torch.float64), torch.float32)
+    for i in range(0, 60, 4):
+        sums.add(K[i : i + 4], w[i : i + 4])
+    found = sums.total()
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, w @ K.double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sums.total(), found, rtol=0, atol=0)
+    batch = _kernel._ColumnSums(torch.ones(3, 5, dtype=torch.float64), torch.float32)
+    for i in range(0, 20, 4):
+        batch.add(K.view(3, 20, 5)[:, i : i + 4], w.view(3, 20)[:, i : i + 4])
+    torch.testing.assert_close(batch.total().sum(0), found, rtol=1e-6, atol=0)
+
+
+def test_many_terms_are_summed_in_float64(monkeypatch):
+    """A million terms, of which float32 alone would lose three digits more."""
+    ones, share, errors = torch.ones(20, 1), torch.full((20,), 0.1, dtype=torch.float64), []
+    for recent in (_kernel._RECENT, 10**9):
+        monkeypatch.setattr(_kernel, "_RECENT", recent)
+        sums = _kernel._ColumnSums(torch.ones(1, dtype=torch.float64), torch.float32)
+        for _ in range(50_000):
+            sums.add(ones, share)
+        errors.append(abs(sums.total().item() / 1e5 - 1))
+    assert errors[0] < 1e-6 < 1e-4 < errors[1]

@@ -17,6 +17,10 @@ from ._sinkhorn import absorbed_kernel, as_function, sinkhorn
 #: Costs of more entries than this are not stored.
 DENSE = 1 << 25
 
+#: One problem of more than this many is not either, if a matrix product makes its entries anew: that is
+#: faster than to fetch them from memory.
+PRODUCT = 1 << 17
+
 #: How far a potential goes towards its c-transform when both measures are the same.
 RELAXATION = 2 / 3
 
@@ -61,7 +65,8 @@ def sinkhorn_divergence(
 
     Note:
         The three values nearly cancel when the clouds are close, so they are computed in float64
-        whatever the dtype of x. Costs of up to 33 million entries (2²⁵) are stored, larger ones never.
+        whatever the dtype of x. A cost of more than 2¹⁷ entries is not stored (a Euclidean one, of more
+        than 2²⁵).
 
     Source:
         Feydy, Séjourné, Vialard, Amari, Trouvé, Peyré (2019), equation (3) and theorem 1.
@@ -87,8 +92,9 @@ def sinkhorn_divergence(
     u, v = x.double(), y.double()
 
     def ground(x: Tensor, y: Tensor) -> Tensor | costs.PointCloudCost:
-        entries = x.shape[:-1].numel() * y.shape[-2]
-        return costs.BY_NAME[cost](x, y) if entries <= DENSE else costs.PointCloudCost(x, y, cost)
+        entries = x.shape[-2] * y.shape[-2]
+        stored = x.shape[:-2].numel() * entries <= DENSE and (cost == "euclidean" or entries <= PRODUCT)
+        return costs.BY_NAME[cost](x, y) if stored else costs.PointCloudCost(x, y, cost)
 
     within = [_to_itself(ground(z, z), w, w, eps, tol, max_iter) for z, w in ((u, a), (v, b))]
     if u.shape == v.shape and torch.equal(u, v) and torch.equal(a.expand_as(b), b):

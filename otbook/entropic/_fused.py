@@ -132,7 +132,8 @@ class FusedKernel(PointCloudKernel):
         else:
             f = softmin(x, y, eps * right, eps, cost=cost)
             # For Newton's matrix, which is made of blocks.
-            self.E, self.dtype, self.measured = Exponents(self.C, right, eps, self.wanted), self.wanted, None
+            self.E, self.measured = Exponents(self.C, right, eps, self.wanted), None
+            self.E.absorb(f)
         if self.fused:
             left, self.rounding = f / eps, rounding
             self.products = partial(product, x, y, left, right, eps=eps, cost=cost)

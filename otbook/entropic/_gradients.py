@@ -24,6 +24,7 @@ from torch.autograd.function import once_differentiable
 from ..costs import PointCloudCost
 from ._kernel import DenseKernel, PointCloudKernel, blocks, plan_rows
 from ._laplacian import laplacian_solve
+from ._tiles import Exponents
 
 #: exp of more than this is not needed: an entry of q is at most 1/a_i or 1/b_j where one is positive.
 _LARGEST = 600.0
@@ -46,8 +47,10 @@ class Value(Function):
         in_a, in_b, *in_leaves = ctx.needs_input_grad[5:]
         if torch.is_grad_enabled():  # a second derivative is to come
             f, g = Potentials.apply(f, g, ctx.eps, ctx.make, a, b, *leaves)
-        in_C = [None] * len(leaves)
-        if any(in_leaves):
+        in_C, C = [None] * len(leaves), ctx.make(*leaves) if any(in_leaves) else None
+        if isinstance(C, PointCloudCost) and C.cost == "sqeuclidean" and not torch.is_grad_enabled():
+            in_C = _pull_back_squares(C, grad[..., None] * a, b, f, g, ctx.eps)
+        elif C is not None:
 
             def weights(C: Tensor, i: slice) -> Tensor:
                 return grad[..., None, None] * Plan.apply(C, a[..., i], b, f[..., i], g, ctx.eps)
@@ -203,6 +206,33 @@ def _pull_back(
             if wanted[1]:
                 in_y = in_y + parts.pop(0)
     return [torch.cat(in_x, -2) if wanted[0] else None, in_y if wanted[1] else None]
+
+
+def _pull_back_squares(
+    C: PointCloudCost, w: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float
+) -> list[Tensor]:
+    """The gradients of Σ_ij W_ij ‖x_i − y_j‖² in x and y, where W_ij = w_i b_j exp((f_i + g_j − C_ij)/ε).
+
+    In x_i it is 2 Σ_j W_ij (x_i − y_j): a product of W with 1 and y. Products take a tenth of the time that
+    a derivative of every entry takes.
+    """
+    E = Exponents(C, g / eps + b.to(g.dtype).log(), eps, f.dtype)
+    E.absorb(f)
+    x, y, w = C.x.to(f.dtype), C.y.to(f.dtype), w.to(f.dtype).unsqueeze(-1)
+    centre = x.mean(-2, keepdim=True)
+    x, y = x - centre, y - centre
+    from_x = w * torch.cat([torch.ones_like(x[..., :1]), x], -1)
+    from_y = torch.cat([torch.ones_like(y[..., :1]), y], -1)
+    in_x, in_y = torch.zeros_like(from_x), torch.zeros_like(from_y)
+    for i in blocks(C, f.dtype):
+        K = E.kernel(i)
+        in_x[..., i, :] = K @ from_y
+        in_y += K.mT @ from_x[..., i, :]
+    in_x *= w
+    return [
+        (2 * (z * in_z[..., :1] - in_z[..., 1:])).to(leaf.dtype)
+        for z, in_z, leaf in ((x, in_x, C.x), (y, in_y, C.y))
+    ]
 
 
 def _density(C: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:

@@ -21,14 +21,10 @@ from torch import Tensor
 from torch.nn.functional import threshold_
 
 from ..costs import PointCloudCost
-from ._tiles import Exponents
+from ._tiles import CUT, Exponents
 
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
 DRIFT = 12.0
-
-#: Entries of T below exp(−CUT) become 0. They stay below rounding even after the scalings drift, and
-#: would be denormal numbers in the products, ten times slower.
-CUT = 57.0
 
 #: The relative error of a softmax in float32, which trades the last two bits for speed.
 ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-15}
@@ -42,8 +38,10 @@ _KEPT = 1 << 20
 #: Newton's matrix may have this many entries where the kernel itself is not stored.
 _FACTORISABLE = 1 << 22
 
-#: Rows are handled in blocks of about this many entries, so that a block stays in cache.
+#: Rows are handled in blocks of about this many float64 entries, so that a block stays in cache.
 _BLOCK = 1 << 17
+#: Products with this many rows are added up in float32 before float64 takes over.
+_RECENT = 128
 #: A batch is cut less finely, and a GPU works best on large blocks.
 _BATCH_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 25
 
@@ -183,47 +181,74 @@ class PointCloudKernel(DenseKernel):
         self.C, self.a, self.b, self.wanted = C, a, b, dtype
         self.factorisable = C.shape[:-2].numel() * C.shape[-1] ** 2 <= _FACTORISABLE
 
-    def _half_steps(self, g: Tensor, eps: float, exact: bool) -> Iterator[tuple]:
+    def absorb(self, g: Tensor, eps: float, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """Remember g and its half-step f; returns f and the column sums c of the plan diag(a) T."""
         right = g / eps + self.b.log()
-        self.E, self.dtype = Exponents(self.C, right, eps, self.wanted), self.wanted
-        if self.E.rounding > COARSE:
-            self.dtype = self.a.dtype
-        E = self.E
-        if exact or self.dtype != self.wanted:
+        self.E = E = Exponents(self.C, right, eps, self.wanted)
+        if exact or E.rounding > COARSE:
             E = Exponents(self.C, right, eps, self.a.dtype)
-        if self.dtype == E.dtype:
+        if self.E.rounding > COARSE:
             self.E = E
-        self.rounding = self.E.rounding + ROUNDING[self.dtype]
-        for i in blocks(self.C):
-            tile = E[i]
-            log_sum, T = softmax(tile)
-            yield i, eps * (E.shift[..., i] - log_sum), T, partial(E.paid, i, T, tile)
-
-    def _begin(self, exact: bool) -> None:
-        """Nothing is kept: T is made anew."""
-
-    def _keep(self, i: slice, T: Tensor) -> None:
-        """Nothing is kept."""
+        self.rounding = self.E.rounding + ROUNDING[self.E.dtype]
+        f, paid, columns = torch.empty_like(self.a), torch.empty_like(self.a), _ColumnSums(self.b, E.dtype)
+        for i in blocks(self.C, E.dtype):
+            f[..., i], K, total = E.half_step(i)
+            columns.add(K, self.a[..., i] / total)
+            if exact:
+                paid[..., i] = self.a[..., i] * E.paid(f[..., i], K, total)
+        self.E.absorb(f)
+        self.c = columns.total()
+        self.measured = (g, eps, f, self.a, paid) if exact else None
+        return f, self.c
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
         s = _centre(v)
-        moved = v - s
-        return s + torch.cat([_times(T.mT, moved) for _, T in self._blocks()], -1)
+        return s + torch.cat([moved for _, _, _, moved in self._products(v - s)], -1)
 
     def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
         """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in one pass."""
         s = _centre(v)
-        moved = v - s
-        r, product = torch.empty_like(self.a), s * self.c
-        for i, T in self._blocks():
-            r[..., i] = s + _times(T.mT, moved)
-            product += _times(T, middle(r[..., i], i) - s * self.a[..., i])
-        return r, product
+        r, columns = torch.empty_like(self.a), _ColumnSums(self.b, self.E.dtype)
+        for i, K, total, moved in self._products(v - s):
+            r[..., i] = s + moved
+            columns.add(K, (middle(r[..., i], i) - s * self.a[..., i]) / total)
+        return r, s * self.c + columns.total()
+
+    def _products(self, v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Rows, K = diag(total) T there, their total (1 but for rounding), and the product T v."""
+        pair = torch.stack([torch.ones_like(v), v], -2).to(self.E.dtype)
+        for i in blocks(self.C, self.E.dtype):
+            K = self.E.kernel(i)
+            total, moved = (pair @ K.mT).to(v.dtype).unbind(-2)
+            yield i, K, total, moved / total
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for i in blocks(self.C):
-            yield i, torch.softmax(self.E[i], -1)
+        for i, K, total, _ in self._products(torch.zeros_like(self.b)):
+            yield i, K / total.unsqueeze(-1)
+
+
+class _ColumnSums:
+    """The sum of Kᵀ w over blocks of rows: in the precision of K for some rows, then in that of b."""
+
+    def __init__(self, b: Tensor, dtype: torch.dtype) -> None:
+        self.sums, self.recent, self.rows = torch.zeros_like(b), torch.zeros_like(b, dtype=dtype), 0
+
+    def add(self, K: Tensor, w: Tensor) -> None:
+        if self.rows + K.shape[-2] > _RECENT:
+            self.total()
+        w = w.to(K.dtype)
+        if K.ndim == 2:
+            self.recent.addmv_(K.mT, w)
+        else:
+            self.recent += (w.unsqueeze(-2) @ K).squeeze(-2)
+        self.rows += K.shape[-2]
+
+    def total(self) -> Tensor:
+        self.sums += self.recent
+        self.recent.zero_()
+        self.rows = 0
+        return self.sums
 
 
 def _paid(T: Tensor, C: Tensor) -> Tensor:
@@ -281,10 +306,15 @@ def plan_rows(C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float)
     return threshold_(E.clamp_(min=-700.0).exp_(), 1e-300, 0.0).to(C.dtype)
 
 
-def blocks(C: Tensor | PointCloudCost) -> list[slice]:
-    """Slices of the rows of C, each of about as many entries as suits the device."""
+def blocks(C: Tensor | PointCloudCost, dtype: torch.dtype = torch.float64) -> list[slice]:
+    """Slices of the rows of C, each of about as many entries of the dtype as suits the device."""
     n = C.shape[-2]
-    entries = _GPU_BLOCK if C.device.type != "cpu" else _BLOCK if C.ndim == 2 else max(_BLOCK, _BATCH_BLOCK)
+    if C.device.type != "cpu":
+        entries = _GPU_BLOCK
+    elif C.ndim > 2:
+        entries = _BATCH_BLOCK
+    else:
+        entries = 2 * _BLOCK if dtype == torch.float32 else _BLOCK
     size = max(1, entries * n // C.numel())
     return [slice(i, i + size) for i in range(0, n, size)]
 

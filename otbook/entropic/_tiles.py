@@ -12,21 +12,30 @@ from torch import Tensor
 
 from ..costs import PointCloudCost
 
+#: Entries of T below exp(−CUT) do not count. They stay below rounding even after the scalings drift, and
+#: smaller ones would be denormal numbers, which take a hundred times as long to form.
+CUT = 57.0
+
 #: Stands for −∞, which a matrix product might multiply by 0.
 _NEVER = -1e30
 
 
 class Exponents:
-    """The matrix E_ij = right_j − C_ij/ε + shift_i; ``E[i]`` makes the rows of a slice, in one precision.
+    """The matrix E_ij = right_j − C_ij/ε + shift_i; ``E.rows(i)`` makes a slice of it, in one precision.
 
     ``right`` (…, m) may be −∞. The clouds are centred, in the precision of ``right``, before anything is
-    rounded; ``rounding`` bounds the error of an entry that counts.
+    rounded; ``rounding`` bounds the error of an entry that counts. The tiles share one piece of memory:
+    each is gone when the next is made.
     """
+
+    #: The memory of the tiles, and of what is made of one while it is still needed.
+    tile: Tensor | None = None
+    other: Tensor | None = None
 
     def __init__(self, C: PointCloudCost, right: Tensor, eps: float, dtype: torch.dtype) -> None:
         x, y = C.x.to(right.dtype), C.y.to(right.dtype)
         self.eps, self.dtype, self.distance = eps, dtype, C.cost == "euclidean"
-        self.known = torch.where(right > _NEVER, right, 0.0)
+        self.known, self.left = torch.where(right > _NEVER, right, 0.0), None
         if C.cost == "cosine":
             x, y = (z / torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x, y))
             self.shift = torch.full_like(x[..., 0], 1 / eps)
@@ -38,23 +47,58 @@ class Exponents:
             self.shift, right, x = x.square().sum(-1) / eps, right - y.square().sum(-1) / eps, 2 * x
         right = right.clamp(min=_NEVER)
         largest = C.bound() / eps + torch.where(right > _NEVER, right.abs(), 0.0).amax().item()
-        self.rounding = torch.finfo(dtype).eps * (1 + largest)
+        self.rounding, self.deep = torch.finfo(dtype).eps * (1 + largest), largest
         if self.distance:
             self.x, self.y, self.right = x.to(dtype), y.to(dtype), right.to(dtype)
         else:
-            one = torch.ones_like(x[..., :1])
-            self.x = torch.cat([x / eps, one], -1).to(dtype)
-            self.y = torch.cat([y, right[..., None]], -1).to(dtype).mT.contiguous()
+            one, nothing = torch.ones_like(x[..., :1]), torch.zeros_like(x[..., :1])
+            self.x = torch.cat([x / eps, one, nothing], -1).to(dtype)
+            self.y = torch.cat([y, right[..., None], torch.ones_like(y[..., :1])], -1)
+            self.y = self.y.to(dtype).mT.contiguous()
 
-    def __getitem__(self, i: slice) -> Tensor:
-        x = self.x[..., i, :]
+    def absorb(self, f: Tensor) -> None:
+        """Add f_i/ε − shift_i to each row, after which E_ij = f_i/ε + right_j − C_ij/ε."""
+        self.left = (f / self.eps - self.shift).to(self.dtype)
+        self.deep += self.left.abs().amax().item()
         if not self.distance:
-            return x @ self.y
+            self.x[..., -1] = self.left
+
+    def rows(self, i: slice) -> Tensor:
+        """The rows E_i of a slice, shape (…, r, m)."""
+        x = self.x[..., i, :]
+        self.tile = _room(self.tile, x, self.y.shape[-2 if self.distance else -1])
+        E = self.tile[..., : x.shape[-2], :]
+        if not self.distance:
+            return torch.matmul(x, self.y, out=E)
         # Distances from inner products would lose half the digits of small ones.
         C = torch.cdist(x, self.y, compute_mode="donot_use_mm_for_euclid_dist")
-        return torch.add(self.right.unsqueeze(-2), C, alpha=-1 / self.eps)
+        torch.add(self.right.unsqueeze(-2), C, alpha=-1 / self.eps, out=E)
+        return E if self.left is None else E.add_(self.left[..., i, None])
 
-    def paid(self, i: slice, T: Tensor, E: Tensor) -> Tensor:
-        """Σ_j T_ij C_ij for the rows E of a slice, where the rows of T sum to 1."""
-        arrived = (T @ self.known.to(T.dtype).unsqueeze(-1)).squeeze(-1)
-        return self.eps * (arrived - torch.linalg.vecdot(T, E) + self.shift[..., i])
+    def kernel(self, i: slice) -> Tensor:
+        """exp(E_i), whose rows sum to 1, but for rounding, once f is absorbed."""
+        E = self.rows(i)
+        return (E.clamp_(min=-CUT) if self.deep > CUT else E).exp_()
+
+    def half_step(self, i: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """f_i = −ε log Σ_j exp(right_j − C_ij/ε), and K_i = exp(E_i) up to a factor with its row sums."""
+        E = self.rows(i)
+        peak = E.amax(-1, keepdim=True)
+        self.other = _room(self.other, E, E.shape[-1])
+        K = torch.exp(E.sub_(peak).clamp_(min=-CUT), out=self.other[..., : E.shape[-2], :])
+        total = K.sum(-1).to(self.shift.dtype)
+        return self.eps * (self.shift[..., i] - peak.squeeze(-1) - total.log()), K, total
+
+    def paid(self, f: Tensor, K: Tensor, total: Tensor) -> Tensor:
+        """Σ_j T_ij C_ij for the rows of the last half-step, where T is K with rows that sum to 1."""
+        spent = self.tile[..., : K.shape[-2], :].mul_(K).sum(-1)
+        arrived = (K @ self.known.to(K.dtype).unsqueeze(-1)).squeeze(-1)
+        return f + self.eps * ((arrived - spent) / total + total.log())
+
+
+def _room(room: Tensor | None, rows: Tensor, columns: int) -> Tensor:
+    """Memory for a tile with as many rows as ``rows``: what there is, or a new piece."""
+    shape = (*rows.shape[:-1], columns)
+    if room is not None and room.shape[:-2] == shape[:-2] and room.shape[-2] >= shape[-2]:
+        return room
+    return rows.new_empty(shape)

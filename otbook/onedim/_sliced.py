@@ -125,7 +125,9 @@ def max_sliced_wasserstein(
     options = {"p": p, "n_starts": n_starts, "tol": tol, "max_iter": max_iter, "generator": generator}
     x, y, a, b = _measures(x, y, a, b)
     theta = _ascend(x, y, a, b, **options)
-    return distance(theta @ x.mT, theta @ y.mT, a, b, exponent(p)).squeeze(-1)
+    # Sums, not matrix products: they round a point alike wherever it stands, so that equal clouds stay equal.
+    projected = ((theta * z).sum(-1).unsqueeze(-2) for z in (x, y))
+    return distance(*projected, a, b, exponent(p)).squeeze(-1)
 
 
 def max_sliced_direction(
