@@ -158,9 +158,9 @@ class ShardedKernel(PointCloudKernel):
         f, rows, _, transport = super().measure(g, eps)
         return f, rows, self.columns, transport
 
-    def sweep(self, v: Tensor, middle: Any) -> tuple[Tensor, Tensor]:
+    def sweep(self, v: Tensor, middle: Any, near: bool | None = None) -> tuple[Tensor, Tensor]:
         """The products T v for these rows and Tᵀ w over all rows."""
-        r, product = super().sweep(v, middle)
+        r, product = super().sweep(v, middle, near)
         return r, self.sum(product)
 
     def total(self, x: Tensor) -> Tensor:

@@ -133,7 +133,7 @@ def _fixed_point(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """The potential p, its c-transform, the marginal error of their plan, and the number of iterations."""
     a, p = kernel.a, torch.zeros_like(kernel.b)
-    n_iter, exact = 0, kernel.keeps
+    n_iter, exact = 0, kernel.eager
     while True:
         f, _ = kernel.absorb(p, eps, exact=exact)
         ahead, log_v, log_r = (f - p) / eps, torch.zeros_like(p), torch.zeros_like(p)
@@ -156,7 +156,7 @@ def _fixed_point(
             n_iter += 1
             drift = log_v.abs().max().item()
             blur = base + 2 * kernel.rounding * min(1.0, drift)
-            exact = kernel.keeps or largest <= 5 * blur
+            exact = kernel.eager or largest <= 5 * blur
             trusted = drift <= DRIFT and largest > 5 * blur
             if trusted:
                 log_r = kernel.rows(log_v.exp()).log()

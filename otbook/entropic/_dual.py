@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ._kernel import DRIFT, DenseKernel
+from ._kernel import DRIFT, NEAR, DenseKernel
 from ._laplacian import cholesky_solve, conjugate_gradients, or_one, ratio
 
 #: ε falls by this factor from stage to stage, and a stage ends when the column sums are right to
@@ -105,55 +105,58 @@ def _stage(
     b = kernel.b + idle
 
     def divide(r: Tensor, i: slice) -> Tensor:
-        u[..., i] = 1 / (or_one(r) if kernel.gaps else r)  # a source with nowhere to go is left alone
-        return a[..., i] * u[..., i]
+        return a[..., i] / (or_one(r) if kernel.gaps else r)  # a source with nowhere to go is left alone
 
     steps, last, exact, final = 0, math.inf, False, goal < STAGE_TOL
     while True:
-        exact = exact or (kernel.keeps and final)
+        exact = exact or (kernel.eager and final)
         f, c = kernel.absorb(g, eps, exact=exact)
-        u, v, log_v, c = torch.ones_like(a), torch.ones_like(b), torch.zeros_like(b), c + idle
+        r, v, log_v, c = torch.ones_like(a), torch.ones_like(b), torch.zeros_like(b), c + idle
         errors, base = measure(c, b), 0.0 if exact else kernel.rounding
-        error, blur, trusted = errors.max().item(), base, True
+        error, blur, trusted = _largest(errors), base, True
         if not exact and error <= 5 * base:
             exact, trusted = True, False  # so close that it takes exact sums to see the error
         while trusted:
-            # Here the plan diag(a u) T diag(v) has row sums a and column sums c, but for the blur.
+            # Here the plan diag(a/r) T diag(v) has row sums a and column sums c, but for the blur.
             done = error <= goal and blur <= 0.2 * goal
             if report or ceiling < math.inf:
-                dual = kernel.total(a * (f + eps * u.log())) + (kernel.b * (g + eps * log_v)).sum(-1)
+                dual = kernel.total(a * (f - eps * or_one(r).log())) + (kernel.b * (g + eps * log_v)).sum(-1)
                 done = bool(((errors <= goal) & (blur <= 0.2 * goal) | (dual > ceiling)).all())
                 if report:
                     report(n_iter, _total_error(c, b), dual)
             if n_iter >= max_iter or done:
                 g = g + eps * log_v
                 if kernel.sharp:
-                    kernel.settle(g, eps, f + eps * u.log(), a * u, v)
+                    kernel.settle(g, eps, f - eps * or_one(r).log(), a / or_one(r), v)
                 return g, n_iter
 
             slow = steps >= 2 and _remaining(goal / error, error / last) > PATIENCE
             if accelerate and slow and max_iter - n_iter > 2:
-                step, cost = newton.step(u, v, c - idle, max_iter - n_iter)
+                step, cost = newton.step(1 / or_one(r), v, c - idle, max_iter - n_iter)
                 steps = 0
             else:
                 step, cost = (b / c).log_(), 1
                 steps += 1
             n_iter, last = n_iter + cost, error
             log_v = log_v + step.clamp_(-DRIFT, DRIFT)
-            drift = log_v.abs().max().item()
+            drift = _largest(log_v.abs())
             v = log_v.exp()
             for _ in range(2):  # once more where float64 takes over
-                _, product = kernel.sweep(v, divide)
+                r, product = kernel.sweep(v, divide, near=drift < NEAR)
                 c = torch.addcmul(idle, v, product)
                 errors = measure(c, b)
-                # T is stochastic, so 1/u = T v lies between the least and the largest v: u drifts no
+                # T is stochastic, so r = T v lies between the least and the largest v: it drifts no
                 # further than v. The closer v is to 1, the less the products show of their rounding.
-                error, blur = errors.max().item(), base + 2 * kernel.rounding * min(1.0, drift)
+                error, blur = _largest(errors), base + 2 * kernel.rounding * min(1.0, drift)
                 if error > max(goal, 5 * blur) or not kernel.sharpen():
                     break
             exact = error <= 5 * blur
             trusted = drift <= DRIFT and not exact
         g = g + eps * log_v
+
+
+def _largest(x: Tensor) -> float:
+    return (x.max() if x.ndim else x).item()
 
 
 def _remaining(reduction: float, rate: float) -> float:

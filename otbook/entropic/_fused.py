@@ -148,10 +148,10 @@ class FusedKernel(PointCloudKernel):
         s = _centre(v)
         return s + self.products(v - s)
 
-    def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
+    def sweep(self, v: Tensor, middle: Middle, near: bool | None = None) -> tuple[Tensor, Tensor]:
         """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in two passes."""
         if not self.fused:
-            return super().sweep(v, middle)
+            return super().sweep(v, middle, near)
         s, r = _centre(v), self.rows(v)
         return r, s * self.c + self.transposed(middle(r, slice(None)) - s * self.a)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -26,14 +25,21 @@ from ._tiles import CUT, Exponents
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
 DRIFT = 12.0
 
+#: All scalings are near 1 if their logarithms are smaller than this.
+NEAR = 0.4
+
+#: Exponents below this count as −∞; the exponential of one just above it is a normal number still.
+LEAST = {torch.float32: -86.0, torch.float64: -700.0}
+
 #: The relative error of a softmax in float32, which trades the last two bits for speed.
 ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-15}
 
 #: A relative error of T above which its exponents are formed in float64.
 COARSE = 5e-4
 
-#: A kernel of up to this many entries is kept in float64 too.
-_KEPT = 1 << 20
+#: A kernel of up to this many entries is kept in float64 too where it is absorbed exactly, and one of up to
+#: this many is absorbed exactly from the start.
+_KEPT, _EAGER = 1 << 22, 1 << 20
 
 #: Newton's matrix may have this many entries where the kernel itself is not stored.
 _FACTORISABLE = 1 << 22
@@ -66,6 +72,7 @@ class DenseKernel:
     #: Whether an exact absorption keeps T in float64, whether products use that now, and whether a
     #: row can be empty.
     keeps: bool = False
+    eager: bool = False
     sharp: bool = False
     gaps: bool = False
 
@@ -73,6 +80,7 @@ class DenseKernel:
         self.C, self.a, self.b, self.wanted = C, a, b, dtype
         self.rough_T = torch.empty(C.shape, dtype=dtype, device=C.device)
         self.keeps, self.gaps = dtype != a.dtype and C.numel() <= _KEPT, True
+        self.eager = self.keeps and C.numel() <= _EAGER
         # Newton's matrix is m × m: not much larger than C, or else small.
         m = C.shape[-1]
         self.factorisable = m <= 4096 and C.numel() // C.shape[-2] * m <= max(4 * C.numel(), 1 << 22)
@@ -85,12 +93,16 @@ class DenseKernel:
         self._begin(exact)
         f, self.c = torch.empty_like(self.a), torch.zeros_like(self.b)
         rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
-        for i, f[..., i], T, pay in self._half_steps(g, eps, exact):
-            a = self.a[..., i]
+        dtype = self.a.dtype if exact else self.wanted
+        right = (g / eps + self.b.log()).unsqueeze(-2)
+        for i in blocks(self.C):
+            C, a = self.C[..., i, :], self.a[..., i]
+            log_sum, T = softmax(torch.add(right, C, alpha=-1 / eps), dtype)
+            f[..., i] = -eps * log_sum
             self.c += _times(T, a)
-            if exact and not self.keeps:
-                rows[..., i], paid[..., i] = a * T.sum(-1), a * pay()
             self._keep(i, T)
+            if exact and not self.keeps:
+                rows[..., i], paid[..., i] = a * T.sum(-1), a * _paid(T.mul_(C))
         self.measured = (g, eps, f, rows, paid) if exact and not self.keeps else None
         return f, self.c
 
@@ -114,20 +126,11 @@ class DenseKernel:
         """Measure g and f where the plan is known: diag(left) T diag(right), with T in float64."""
         P = self.exact_T.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
         self.exact_T, self.plan, self.c = None, P, P.sum(-2)
-        self.measured = (g, eps, f, P.sum(-1), _paid(P, self.C))
+        self.measured = (g, eps, f, P.sum(-1), _paid(P * self.C))
 
     def _begin(self, exact: bool) -> None:
         self.T, self.rounding, self.sharp, self.plan = self.rough_T, ROUNDING[self.wanted], False, None
         self.exact_T = torch.empty_like(self.T, dtype=self.a.dtype) if exact and self.keeps else None
-
-    def _half_steps(self, g: Tensor, eps: float, exact: bool) -> Iterator[tuple]:
-        """Rows, their f and T, and a function that says what a unit of mass pays there."""
-        dtype = self.a.dtype if exact else self.wanted
-        right = (g / eps + self.b.log()).unsqueeze(-2)
-        for i in blocks(self.C):
-            C = self.C[..., i, :]
-            log_sum, T = softmax(torch.add(right, C, alpha=-1 / eps), dtype)
-            yield i, -eps * log_sum, T, partial(_paid, T, C)
 
     def _keep(self, i: slice, T: Tensor) -> None:
         if self.exact_T is not None:
@@ -140,9 +143,9 @@ class DenseKernel:
         s = _centre(v)
         return s + _times(self.T.mT, v - s) if s else _times(self.T.mT, v)
 
-    def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
-        """The products r = T v and Tᵀ w, where w = ``middle``(r, rows)."""
-        s = _centre(v)
+    def sweep(self, v: Tensor, middle: Middle, near: bool | None = None) -> tuple[Tensor, Tensor]:
+        """The products r = T v and Tᵀ w, where w = ``middle``(r, rows); ``near``, if all v are near 1."""
+        s = _centre(v) if near is None else float(near)
         r = s + _times(self.T.mT, v - s) if s else _times(self.T.mT, v)
         w = middle(r, slice(None))
         return r, self.c + _times(self.T, w - self.a) if s else _times(self.T, w)
@@ -206,9 +209,9 @@ class PointCloudKernel(DenseKernel):
         s = _centre(v)
         return s + torch.cat([moved for _, _, _, moved in self._products(v - s)], -1)
 
-    def sweep(self, v: Tensor, middle: Middle) -> tuple[Tensor, Tensor]:
+    def sweep(self, v: Tensor, middle: Middle, near: bool | None = None) -> tuple[Tensor, Tensor]:
         """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in one pass."""
-        s = _centre(v)
+        s = _centre(v) if near is None else float(near)
         r, columns = torch.empty_like(self.a), _ColumnSums(self.b, self.E.dtype)
         for i, K, total, moved in self._products(v - s):
             r[..., i] = s + moved
@@ -251,15 +254,15 @@ class _ColumnSums:
         return self.sums
 
 
-def _paid(T: Tensor, C: Tensor) -> Tensor:
-    """Σ_j T_ij C_ij, where forbidden pairs, which get no mass, cost nothing."""
-    paid = torch.linalg.vecdot(T, C.to(T.dtype))
-    return paid if torch.isfinite(paid).all() else (T * C).nan_to_num(0.0).sum(-1)
+def _paid(moved: Tensor) -> Tensor:
+    """The row sums of T_ij C_ij, where forbidden pairs, which get no mass, cost nothing."""
+    paid = moved.sum(-1)
+    return paid if torch.isfinite(paid).all() else moved.nan_to_num_(0.0).sum(-1)
 
 
 def _centre(v: Tensor) -> float:
     """The number s of T v = s1 + T(v − s1): 1 if all scalings v are near 1, else 0."""
-    return float((v - 1).abs().max().item() < 0.5)
+    return float(v.log().abs().max().item() < NEAR)
 
 
 def softmin(C: Tensor | PointCloudCost, g: Tensor, b: Tensor, eps: float) -> Tensor:
@@ -281,29 +284,33 @@ def half_step(
 def softmax(E: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     """The logarithm of the row sums of exp(E), and exp(E) with rows divided by them, in ``dtype``.
 
-    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN. E is overwritten if
-    ``dtype`` is not its own.
+    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN. E is overwritten.
     """
-    peak = E.amax(-1)
+    peak = E.amax(-1, keepdim=True)
     closed = peak == -math.inf
-    some = bool(closed.any())
-    if some:
+    if closed.any():
         peak = peak.masked_fill(closed, 0.0)
-    if dtype not in (None, E.dtype):
-        E = E.sub_(peak.unsqueeze(-1)).to(dtype)
-    T = torch.softmax(E, -1)
-    if some:
-        T = T.masked_fill(closed.unsqueeze(-1), 0.0)
-    # The largest entry is exp(peak) over the sum, and 1 over the sum where the peak was taken out.
-    return peak - T.amax(-1).masked_fill_(closed, 1.0).log(), T
+    T = _exp_(E.sub_(peak).to(dtype or E.dtype))
+    total = T.sum(-1, keepdim=True)
+    T.div_(total.masked_fill(closed, 1.0))
+    return (peak + total.masked_fill_(closed, 1.0).log()).squeeze(-1), T
+
+
+def _exp_(E: Tensor) -> Tensor:
+    """exp(E) in place, 0 where it would be a denormal number, which takes a hundred times as long to form."""
+    cut = LEAST[E.dtype]
+    return threshold_(E.clamp_(min=cut).exp_(), 2 * math.exp(cut), 0.0)
 
 
 def plan_rows(C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
     """P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε), rounded to the dtype of C."""
-    E = torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps)
-    E.add_((f / eps + a.log()).unsqueeze(-1))
-    # exp(−700) is 0 for all purposes; its neighbours, denormal numbers, would take ten times as long.
-    return threshold_(E.clamp_(min=-700.0).exp_(), 1e-300, 0.0).to(C.dtype)
+    left, right = (f / eps + a.log()).unsqueeze(-1), (g / eps + b.log()).unsqueeze(-2)
+    shape = torch.broadcast_shapes(left.shape, right.shape, C.shape)
+    P = torch.empty(shape, dtype=C.dtype, device=C.device)
+    for i in blocks(C):
+        E = torch.add(right, C[..., i, :], alpha=-1 / eps)
+        P[..., i, :] = _exp_(E.add_(left[..., i, :]))
+    return P
 
 
 def blocks(C: Tensor | PointCloudCost, dtype: torch.dtype = torch.float64) -> list[slice]:
