@@ -9,7 +9,7 @@ import torch
 import otbook
 from otbook import costs
 from otbook.costs import PointCloudCost
-from otbook.entropic import _kernel
+from otbook.entropic import _rows
 
 
 def clouds(n=60, m=45, d=3, batch=(), dtype=torch.float64):
@@ -23,7 +23,7 @@ def clouds(n=60, m=45, d=3, batch=(), dtype=torch.float64):
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
     """Several blocks even for small problems, the last one shorter."""
-    monkeypatch.setattr(_kernel, "_BLOCK", 700)
+    monkeypatch.setattr(_rows, "_BLOCK", 700)
 
 
 def test_is_the_matrix_in_pieces():

@@ -21,7 +21,8 @@ from .._result import ConvergenceWarning, OTResult
 from ..costs import PointCloudCost
 from ._agreement import agree, check_own
 from ._dual import maximise, schedule
-from ._kernel import PointCloudKernel, plan_rows, softmin
+from ._kernel import PointCloudKernel
+from ._rows import plan_rows, softmin
 from ._sinkhorn import START
 
 

@@ -22,8 +22,9 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..costs import PointCloudCost
-from ._kernel import DenseKernel, PointCloudKernel, blocks, plan_rows
+from ._kernel import DenseKernel, PointCloudKernel
 from ._laplacian import laplacian_solve
+from ._rows import blocks, plan_rows
 from ._tiles import Exponents
 
 #: exp of more than this is not needed: an entry of q is at most 1/a_i or 1/b_j where one is positive.

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.functional import threshold_
 
 from ..costs import PointCloudCost
+from ._rows import blocks, softmax
 from ._tiles import CUT, Exponents
 
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
@@ -27,9 +28,6 @@ DRIFT = 12.0
 
 #: All scalings are near 1 if their logarithms are smaller than this.
 NEAR = 0.4
-
-#: Exponents below this count as −∞; the exponential of one just above it is a normal number still.
-LEAST = {torch.float32: -86.0, torch.float64: -700.0}
 
 #: The relative error of a softmax in float32, which trades the last two bits for speed.
 ROUNDING = {torch.float32: 5e-7, torch.float64: 1e-15}
@@ -44,12 +42,8 @@ _KEPT, _EAGER = 1 << 22, 1 << 20
 #: Newton's matrix may have this many entries where the kernel itself is not stored.
 _FACTORISABLE = 1 << 22
 
-#: Rows are handled in blocks of about this many float64 entries, so that a block stays in cache.
-_BLOCK = 1 << 17
 #: Products with this many rows are added up in float32 before float64 takes over.
 _RECENT = 128
-#: A batch is cut less finely, and a GPU works best on large blocks.
-_BATCH_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 25
 
 #: How the rows r = T v (those of a slice) become the weights w of the column product Tᵀ w.
 Middle = Callable[[Tensor, slice], Tensor]
@@ -263,67 +257,6 @@ def _paid(moved: Tensor) -> Tensor:
 def _centre(v: Tensor) -> float:
     """The number s of T v = s1 + T(v − s1): 1 if all scalings v are near 1, else 0."""
     return float(v.log().abs().max().item() < NEAR)
-
-
-def softmin(C: Tensor | PointCloudCost, g: Tensor, b: Tensor, eps: float) -> Tensor:
-    """The entropic c-transform of g, a block of rows at a time."""
-    return torch.cat([half_step(C[..., i, :], g, b, eps)[0] for i in blocks(C)], dim=-1)
-
-
-def half_step(
-    C: Tensor, g: Tensor, b: Tensor, eps: float, dtype: torch.dtype | None = None
-) -> tuple[Tensor, Tensor]:
-    """The entropic c-transform of g, f_i = −ε log Σ_j b_j exp((g_j − C_ij)/ε), and its kernel T.
-
-    The exponents are formed in the precision of g, the exponentials in ``dtype``, by default the same.
-    """
-    log_sum, T = softmax(torch.add((g / eps + b.log()).unsqueeze(-2), C, alpha=-1 / eps), dtype)
-    return -eps * log_sum, T
-
-
-def softmax(E: Tensor, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """The logarithm of the row sums of exp(E), and exp(E) with rows divided by them, in ``dtype``.
-
-    Rows of −∞, where every allowed target has weight 0, stay empty instead of NaN. E is overwritten.
-    """
-    peak = E.amax(-1, keepdim=True)
-    closed = peak == -math.inf
-    if closed.any():
-        peak = peak.masked_fill(closed, 0.0)
-    T = _exp_(E.sub_(peak).to(dtype or E.dtype))
-    total = T.sum(-1, keepdim=True)
-    T.div_(total.masked_fill(closed, 1.0))
-    return (peak + total.masked_fill_(closed, 1.0).log()).squeeze(-1), T
-
-
-def _exp_(E: Tensor) -> Tensor:
-    """exp(E) in place, 0 where it would be a denormal number, which takes a hundred times as long to form."""
-    cut = LEAST[E.dtype]
-    return threshold_(E.clamp_(min=cut).exp_(), 2 * math.exp(cut), 0.0)
-
-
-def plan_rows(C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
-    """P_ij = a_i b_j exp((f_i + g_j − C_ij)/ε), rounded to the dtype of C."""
-    left, right = (f / eps + a.log()).unsqueeze(-1), (g / eps + b.log()).unsqueeze(-2)
-    shape = torch.broadcast_shapes(left.shape, right.shape, C.shape)
-    P = torch.empty(shape, dtype=C.dtype, device=C.device)
-    for i in blocks(C):
-        E = torch.add(right, C[..., i, :], alpha=-1 / eps)
-        P[..., i, :] = _exp_(E.add_(left[..., i, :]))
-    return P
-
-
-def blocks(C: Tensor | PointCloudCost, dtype: torch.dtype = torch.float64) -> list[slice]:
-    """Slices of the rows of C, each of about as many entries of the dtype as suits the device."""
-    n = C.shape[-2]
-    if C.device.type != "cpu":
-        entries = _GPU_BLOCK
-    elif C.ndim > 2:
-        entries = _BATCH_BLOCK
-    else:
-        entries = 2 * _BLOCK if dtype == torch.float32 else _BLOCK
-    size = max(1, entries * n // C.numel())
-    return [slice(i, i + size) for i in range(0, n, size)]
 
 
 def _times(T: Tensor, w: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _check, _envelope
 from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
-from ._kernel import half_step
+from ._rows import half_step
 from ._sinkhorn import _exact
 
 #: What counts as converged when no tolerance is asked for.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._dual import PATIENCE, STAGE_TOL, _remaining
-from ._kernel import blocks, plan_rows
+from ._rows import blocks, plan_rows
 
 #: exp(±HUGE) is the edge of float64: a potential f = HUGE ρ says that a point sends nothing.
 HUGE = 700.0

@@ -18,7 +18,8 @@ from ..costs import PointCloudCost
 from ._dual import maximise, schedule
 from ._fused import FusedKernel, available
 from ._gradients import Cost, Plan, Potentials, Value
-from ._kernel import DenseKernel, PointCloudKernel, softmin
+from ._kernel import DenseKernel, PointCloudKernel
+from ._rows import softmin
 from ._unrolled import unrolled
 
 #: ε-scaling starts at this share of the spread of C; from there on Sinkhorn is fast anyway.

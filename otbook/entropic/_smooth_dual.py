@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ._kernel import half_step
+from ._rows import half_step
 
 #: γ-scaling moves on to the next, smaller γ once the marginal error is below this. A part of the
 #: plan whose mass is still wrong has further to go at the next γ: with 1e-2, random clouds of 200

@@ -12,8 +12,8 @@ from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
 from . import _unbalanced_gradient as _derivatives
 from ._dual import schedule
-from ._kernel import plan_rows
 from ._relaxed import HUGE, KL, TV, maximise, pair
+from ._rows import plan_rows
 from ._sinkhorn import START
 
 _NO_GRADIENT = (

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from ._kernel import blocks, plan_rows
 from ._relaxed import HUGE, KL, solve_grounded
+from ._rows import blocks, plan_rows
 
 
 def potentials(

@@ -127,7 +127,7 @@ class SemidiscreteMap:
         """
         z = self._points(z).detach()
         threshold = self._threshold(threshold)
-        k = min(self.codes.shape[1] + 1, len(self.codes)) if k is None else k
+        k = self._count(k)
         near = self.neighbours(z, k)
         away = (z[:, None] - self.centres[near]).norm(dim=2)  # (n, k)
         away = away.nan_to_num(nan=math.inf)
@@ -169,7 +169,7 @@ class SemidiscreteMap:
         """
         n, generator = _check.positive_int(n, "n"), _check.generator(generator)
         threshold = self._threshold(threshold)
-        k = min(self.codes.shape[1] + 1, len(self.codes)) if k is None else self._count(k)
+        k = self._count(k)
         kept, drawn, found, batch = [], 0, 0, max(n, _LEAST_BATCH) if reject else n
         while found < n:
             z = _draw(self.source, batch, self.codes, generator)
@@ -179,10 +179,8 @@ class SemidiscreteMap:
             kept.append(z)
             found += len(z)
             if found < _LEAST_ACCEPTED * drawn:
-                raise ValueError(
-                    f"only {found} of {drawn} draws have no jump above threshold = {threshold:g}; "
-                    "raise it, or pass reject=False"
-                )
+                seen = f"only {found} of {drawn} draws have no jump above threshold = {threshold:g}"
+                raise ValueError(f"{seen}; raise it, or pass reject=False")
         z = torch.cat(kept)[:n]
         return self.extend(z, k=k, threshold=threshold, measure=measure), found / drawn
 
@@ -192,7 +190,9 @@ class SemidiscreteMap:
             raise ValueError(f"z must have shape (n, {self.codes.shape[1]}), but has shape {tuple(z.shape)}")
         return z
 
-    def _count(self, k: int) -> int:
+    def _count(self, k: int | None) -> int:
+        if k is None:
+            return min(self.codes.shape[1] + 1, len(self.codes))
         k = _check.positive_int(k, "k")
         if k > len(self.codes):
             raise ValueError(f"k must be at most the number of codes, {len(self.codes)}, but is {k}")
@@ -291,13 +291,7 @@ def fit_semidiscrete_map(
 
 
 def _by_samples(
-    y: Tensor,
-    b: Tensor,
-    source: str,
-    tol: float,
-    max_iter: int,
-    batch_size: int,
-    generator: torch.Generator,
+    y: Tensor, b: Tensor, source: str, tol: float, max_iter: int, batch_size: int, generator: torch.Generator
 ) -> tuple[Tensor, float]:
     """Heights by stochastic ascent, for codes in coordinates in which the start has cells of similar mass.
 
