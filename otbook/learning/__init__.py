@@ -1,6 +1,7 @@
 """Optimal transport inside networks: critics, generators, autoencoders, learned maps, and their scores."""
 
 from ._autoencoder import aggregate_log_density, gaussian_kl, mmd2_unbiased, uncovered_share
+from ._energy import minibatch_energy_distance
 from ._geometric import SemidiscreteMap, fit_semidiscrete_map
 from ._lipschitz import BjorckLinear, GroupSort, empirical_lipschitz, lipschitz_mlp, orthonormalise
 from ._scores import ModeScores, mode_scores
@@ -18,6 +19,7 @@ __all__ = [
     "gaussian_kl",
     "gradient_penalty",
     "lipschitz_mlp",
+    "minibatch_energy_distance",
     "mmd2_unbiased",
     "mode_scores",
     "orthonormalise",
