@@ -1,7 +1,16 @@
-"""Optimal transport inside networks: critics, generators, autoencoders, learned maps, and their scores."""
+"""Optimal transport inside networks: critics, generators, autoencoders, learned maps and flows, and their scores."""
 
 from ._autoencoder import aggregate_log_density, gaussian_kl, mmd2_unbiased, uncovered_share
 from ._energy import minibatch_energy_distance
+from ._flow_matching import (
+    PathSample,
+    bridge_path,
+    conditional_path,
+    noisy_path,
+    normalised_path_energy,
+    ot_cfm_pairs,
+    path_energy,
+)
 from ._geometric import SemidiscreteMap, fit_semidiscrete_map
 from ._lipschitz import BjorckLinear, GroupSort, empirical_lipschitz, lipschitz_mlp, orthonormalise
 from ._scores import ModeScores, mode_scores
@@ -11,9 +20,12 @@ __all__ = [
     "BjorckLinear",
     "GroupSort",
     "ModeScores",
+    "PathSample",
     "SemidiscreteMap",
     "aggregate_log_density",
+    "bridge_path",
     "clip_weights_",
+    "conditional_path",
     "empirical_lipschitz",
     "fit_semidiscrete_map",
     "gaussian_kl",
@@ -22,6 +34,10 @@ __all__ = [
     "minibatch_energy_distance",
     "mmd2_unbiased",
     "mode_scores",
+    "noisy_path",
+    "normalised_path_energy",
     "orthonormalise",
+    "ot_cfm_pairs",
+    "path_energy",
     "uncovered_share",
 ]
