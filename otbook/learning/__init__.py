@@ -1,4 +1,4 @@
-"""Optimal transport inside networks: critics, generators, autoencoders, learned maps and flows, and their scores."""
+"""Optimal transport inside networks: critics, generators, autoencoders, maps, flows, and their scores."""
 
 from ._autoencoder import aggregate_log_density, gaussian_kl, mmd2_unbiased, uncovered_share
 from ._energy import minibatch_energy_distance
@@ -12,17 +12,21 @@ from ._flow_matching import (
     path_energy,
 )
 from ._geometric import SemidiscreteMap, fit_semidiscrete_map
+from ._icnn import ICNN
 from ._lipschitz import BjorckLinear, GroupSort, empirical_lipschitz, lipschitz_mlp, orthonormalise
+from ._maps import barycentric_projection, l2_uvp, monge_gap, plan_density, stochastic_dual
 from ._scores import ModeScores, mode_scores
 from ._wgan import clip_weights_, gradient_penalty
 
 __all__ = [
+    "ICNN",
     "BjorckLinear",
     "GroupSort",
     "ModeScores",
     "PathSample",
     "SemidiscreteMap",
     "aggregate_log_density",
+    "barycentric_projection",
     "bridge_path",
     "clip_weights_",
     "conditional_path",
@@ -30,14 +34,18 @@ __all__ = [
     "fit_semidiscrete_map",
     "gaussian_kl",
     "gradient_penalty",
+    "l2_uvp",
     "lipschitz_mlp",
     "minibatch_energy_distance",
     "mmd2_unbiased",
     "mode_scores",
+    "monge_gap",
     "noisy_path",
     "normalised_path_energy",
     "orthonormalise",
     "ot_cfm_pairs",
     "path_energy",
+    "plan_density",
+    "stochastic_dual",
     "uncovered_share",
 ]
