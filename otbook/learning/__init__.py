@@ -1,5 +1,12 @@
 """Optimal transport inside networks: critics, generators, autoencoders, maps, flows, and their scores."""
 
+from ._adaptation import (
+    GroupLassoTransport,
+    LaplaceTransport,
+    OTTransport,
+    SinkhornTransport,
+    UnbalancedTransport,
+)
 from ._autoencoder import aggregate_log_density, gaussian_kl, mmd2_unbiased, uncovered_share
 from ._energy import minibatch_energy_distance
 from ._flow_matching import (
@@ -15,16 +22,24 @@ from ._geometric import SemidiscreteMap, fit_semidiscrete_map
 from ._icnn import ICNN
 from ._lipschitz import BjorckLinear, GroupSort, empirical_lipschitz, lipschitz_mlp, orthonormalise
 from ._maps import barycentric_projection, l2_uvp, monge_gap, plan_density, stochastic_dual
+from ._measure_layers import ElementaryBlock, MeasurePooling, sinkhorn_attention, softmax_attention
 from ._scores import ModeScores, mode_scores
 from ._wgan import clip_weights_, gradient_penalty
 
 __all__ = [
     "ICNN",
     "BjorckLinear",
+    "ElementaryBlock",
+    "GroupLassoTransport",
     "GroupSort",
+    "LaplaceTransport",
+    "MeasurePooling",
     "ModeScores",
+    "OTTransport",
     "PathSample",
     "SemidiscreteMap",
+    "SinkhornTransport",
+    "UnbalancedTransport",
     "aggregate_log_density",
     "barycentric_projection",
     "bridge_path",
@@ -46,6 +61,8 @@ __all__ = [
     "ot_cfm_pairs",
     "path_energy",
     "plan_density",
+    "sinkhorn_attention",
+    "softmax_attention",
     "stochastic_dual",
     "uncovered_share",
 ]
