@@ -230,6 +230,10 @@ def test_inputs_are_not_changed_and_fit_is_idempotent(method):
     assert fit.get_params() == params
     Xs[:] = 0  # the fitted map keeps its own samples
     np.testing.assert_allclose(fit.transform(before[0]), fit.images_, atol=1e-12)
+    x = torch.from_numpy(before[0].copy())
+    fit = clone(method).fit(x, ys, torch.from_numpy(Xt))
+    x.zero_()  # nor does it share those of a tensor
+    torch.testing.assert_close(fit.transform(torch.from_numpy(before[0])), fit.images_, atol=1e-12, rtol=0)
 
 
 @every

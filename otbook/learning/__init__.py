@@ -1,13 +1,9 @@
 """Optimal transport inside networks: critics, generators, autoencoders, maps, flows, and their scores."""
 
-from ._adaptation import (
-    GroupLassoTransport,
-    LaplaceTransport,
-    OTTransport,
-    SinkhornTransport,
-    UnbalancedTransport,
-)
+from ._adaptation import OTTransport, SinkhornTransport, UnbalancedTransport
+from ._adaptation_classes import GroupLassoTransport, LaplaceTransport
 from ._autoencoder import aggregate_log_density, gaussian_kl, mmd2_unbiased, uncovered_share
+from ._continuous_flow import FlowResult, potential_flow
 from ._energy import minibatch_energy_distance
 from ._flow_matching import (
     PathSample,
@@ -30,6 +26,7 @@ __all__ = [
     "ICNN",
     "BjorckLinear",
     "ElementaryBlock",
+    "FlowResult",
     "GroupLassoTransport",
     "GroupSort",
     "LaplaceTransport",
@@ -61,6 +58,7 @@ __all__ = [
     "ot_cfm_pairs",
     "path_energy",
     "plan_density",
+    "potential_flow",
     "sinkhorn_attention",
     "softmax_attention",
     "stochastic_dual",
