@@ -42,7 +42,7 @@ test-package: $(READY) ## Unit, property and documentation tests
 	$(PYTEST) tests otbook --ignore tests/browser --ignore tests/test_colab.py --doctest-modules
 
 test-notebooks: $(READY) ## Re-execute the notebooks and compare every stored output, or one: NB=book/….ipynb
-	TQDM_DISABLE=1 $(PYTEST) -p tests.nbval_figures --nbval --nbval-current-env --nbval-cell-timeout 120 --ignore book/_tools \
+	TQDM_DISABLE=1 $(PYTEST) -p tests.nbval_figures --nbval --nbval-current-env --nbval-cell-timeout 120 \
 	  --nbval-sanitize-with tests/nbval_sanitize.cfg $(or $(NB),tests/test_colab.py book)
 
 test-html: $(READY) ## Open every built page in a real browser

@@ -148,10 +148,17 @@ def test_a_new_chapter_starts_from_the_template(tmp_path):
     assert "thm-smooth-maps-name" in made
     assert "TITLE" not in made
     assert "LABEL" not in made
+    for cell in code_cells(nbformat.reads(made, as_version=4)):
+        assert cell.outputs == []
+        assert cell.execution_count is None
     copy = tmp_path / "smooth_maps.ipynb"
     copy.write_text(made, encoding="utf-8")
     notebooks.execute(copy)
     assert any(has_picture(c) for c in code_cells(read(copy)))
+
+
+def test_the_template_was_executed():
+    assert all(cell.execution_count for cell in code_cells(TEMPLATE)), "run `make notebooks` on the template"
 
 
 def test_executing_twice_gives_the_same_bytes(tmp_path):

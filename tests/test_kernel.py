@@ -178,6 +178,21 @@ def test_tiles_make_the_kernel_in_one_precision_or_the_other(cost, eps):
     assert eps > 0.1 or cost == "cosine" or tiles.deep > _tiles.CUT, "the instance must underflow"
 
 
+@pytest.mark.parametrize("eps", [1.0, 0.01])
+def test_a_target_without_mass_gets_nothing(eps):
+    """Not even the number at which entries are held that do not count."""
+    x, y, a, b = problems.clouds(9, 6)
+    b[2] = 0.0
+    kernel = PointCloudKernel(PointCloudCost(x, y), a, b / b.sum())
+    _, c = kernel.absorb(torch.zeros(6, dtype=torch.float64), eps, exact=True)
+    assert c[2] == 0
+    v = torch.linspace(0.5, 3, 6, dtype=torch.float64)
+    assert kernel.sweep(v, lambda r, i: a[i] / r)[1][2] == 0
+    S = kernel.laplacian(torch.ones_like(a), v)
+    assert (S[2] == 0).all()
+    assert (S[:, 2] == 0).all()
+
+
 @pytest.mark.parametrize("recent", [1, 7, 1000])
 def test_column_sums_over_many_blocks(recent, monkeypatch):
     monkeypatch.setattr(_kernel, "_RECENT", recent)

@@ -91,6 +91,8 @@ def new(path: Path, title: str) -> None:
         figure = cell.metadata.get("mystnb", {}).get("figure", {})
         if figure:
             figure["name"] = figure["name"].replace("LABEL", label)
+        if cell.cell_type == "code":  # those of the template, which is executed itself
+            cell.outputs, cell.execution_count = [], None
     normalise(notebook)
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(notebook, path)

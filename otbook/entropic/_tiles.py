@@ -45,6 +45,8 @@ class Exponents:
             self.shift = torch.zeros_like(x[..., 0])
         if C.cost == "sqeuclidean":
             self.shift, right, x = x.square().sum(-1) / eps, right - y.square().sum(-1) / eps, 2 * x
+        never = right <= _NEVER
+        self.never = never.unsqueeze(-2) if never.any() else None
         right = right.clamp(min=_NEVER)
         largest = C.bound() / eps + torch.where(right > _NEVER, right.abs(), 0.0).amax().item()
         self.rounding, self.deep = torch.finfo(dtype).eps * (1 + largest), largest
@@ -78,14 +80,15 @@ class Exponents:
     def kernel(self, i: slice) -> Tensor:
         """exp(E_i), whose rows sum to 1, but for rounding, once f is absorbed."""
         E = self.rows(i)
-        return (E.clamp_(min=-CUT) if self.deep > CUT else E).exp_()
+        deep = self.deep > CUT or self.never is not None
+        return self._closed((E.clamp_(min=-CUT) if deep else E).exp_())
 
     def half_step(self, i: slice) -> tuple[Tensor, Tensor, Tensor]:
         """f_i = −ε log Σ_j exp(right_j − C_ij/ε), and K_i = exp(E_i) up to a factor with its row sums."""
         E = self.rows(i)
         peak = E.amax(-1, keepdim=True)
         self.other = _room(self.other, E, E.shape[-1])
-        K = torch.exp(E.sub_(peak).clamp_(min=-CUT), out=self.other[..., : E.shape[-2], :])
+        K = self._closed(torch.exp(E.sub_(peak).clamp_(min=-CUT), out=self.other[..., : E.shape[-2], :]))
         total = K.sum(-1).to(self.shift.dtype)
         return self.eps * (self.shift[..., i] - peak.squeeze(-1) - total.log()), K, total
 
@@ -94,6 +97,10 @@ class Exponents:
         spent = self.tile[..., : K.shape[-2], :].mul_(K).sum(-1)
         arrived = (K @ self.known.to(K.dtype).unsqueeze(-1)).squeeze(-1)
         return f + self.eps * ((arrived - spent) / total + total.log())
+
+    def _closed(self, K: Tensor) -> Tensor:
+        """K without what the clamp left in columns that get nothing."""
+        return K if self.never is None else K.masked_fill_(self.never, 0.0)
 
 
 def _room(room: Tensor | None, rows: Tensor, columns: int) -> Tensor:

@@ -18,6 +18,7 @@ from .._check import ArrayLike
 from ..costs import sqeuclidean
 from ..entropic import sinkhorn, sinkhorn_unbalanced
 from ..exact import emd
+from ._maps import barycentric_projection
 
 Labels = Tensor | np.ndarray | Sequence[object]
 
@@ -82,12 +83,12 @@ class OTTransport:
         _check.same_dimension(xs, xt, ("Xs", "Xt"))
         with torch.no_grad():
             plan = self._couple(xs, xt, sqeuclidean(xs, xt), ys)
-            mass = plan.sum(1, keepdim=True)
+            mass = plan.sum(1)
             if not (mass > 0).all():
                 raise ValueError(
                     f"Xs[{int(mass.argmin())}] keeps no mass, so it has no image; use a larger rho or eps"
                 )
-            images = (plan / mass) @ xt
+            images = barycentric_projection(plan, xt)
         self._tensors = xs.clone(), images
         out = (lambda t: t) if wants_tensors else Tensor.numpy
         self.coupling_, self.images_, self.source_ = out(plan), out(images), out(self._tensors[0])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _check
 from .._check import ArrayLike
+from ._runge_kutta import integrate
 
 Potential = Callable[[Tensor, Tensor], Tensor]
 
@@ -113,18 +114,11 @@ def potential_flow(
         )
     keep = torch.is_grad_enabled() and (x.requires_grad or value.requires_grad)
 
-    step = (end - start) / n_steps
-    log_density = energy = torch.zeros_like(x[..., 0])
-    for k in range(n_steps):
-        t, ahead, slopes = start + k * step, 0.0, []
-        for part in (0.0, 0.5, 0.5, 1.0):  # the classical tableau: each stage starts from the last slope
-            place = x + part * step * ahead if slopes else x
-            slopes.append(_slopes(potential, place, x.new_tensor(t + part * step), signs, keep))
-            ahead = slopes[-1][0]
-        v, laplacian, power = ((a + 2 * b + 2 * c + d) / 6 for a, b, c, d in zip(*slopes, strict=True))
-        x = x + step * v
-        log_density = log_density - step * laplacian
-        energy = energy + abs(step) * power
+    def rates(t: float, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _slopes(potential, x, x.new_tensor(t), signs, keep)
+
+    x, divergence, energy = integrate(rates, x, start, end, n_steps)
+    log_density, energy = -divergence, energy if end >= start else -energy
     if not (torch.isfinite(x.detach()).all() and torch.isfinite(log_density.detach()).all()):
         raise ValueError(
             f"the flow overflows within {n_steps} steps; use more steps, a shorter time, or a potential that "

@@ -17,6 +17,7 @@ from .._check import ArrayLike
 from ..costs import sqeuclidean
 from ..entropic import sinkhorn
 from ..exact import assignment, emd
+from ._runge_kutta import integrate
 
 
 class PathSample(NamedTuple):
@@ -233,24 +234,14 @@ def path_energy(velocity: Callable[[Tensor, Tensor], Tensor], x0: ArrayLike, *, 
     """
     x = _check.points(x0, "x0")
     n_steps = _check.positive_int(n_steps, "n_steps")
-    h, energy = 1 / n_steps, x.new_zeros(x.shape[:-2])
 
-    def rate(t: float, x: Tensor) -> Tensor:
+    def rates(t: float, x: Tensor) -> tuple[Tensor, Tensor]:
         v = velocity(x.new_tensor(t), x)
         if v.shape != x.shape:
             raise ValueError(f"velocity must return shape {tuple(x.shape)}, but returned {tuple(v.shape)}")
-        return v
+        return v, v.square().sum(-1).mean(-1)
 
-    for k in range(n_steps):
-        t = k * h
-        v1 = rate(t, x)
-        v2 = rate(t + h / 2, x + h / 2 * v1)
-        v3 = rate(t + h / 2, x + h / 2 * v2)
-        v4 = rate(t + h, x + h * v3)
-        speeds = [v.square().sum(-1).mean(-1) for v in (v1, v2, v3, v4)]
-        energy = energy + h / 6 * (speeds[0] + 2 * speeds[1] + 2 * speeds[2] + speeds[3])
-        x = x + h / 6 * (v1 + 2 * v2 + 2 * v3 + v4)
-    return energy
+    return integrate(rates, x, 0.0, 1.0, n_steps)[1]
 
 
 def normalised_path_energy(energy: ArrayLike, w2_squared: ArrayLike) -> Tensor:
