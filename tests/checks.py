@@ -60,3 +60,9 @@ def assert_shift_invariant(solve: Solver, C: Tensor, a: Tensor, b: Tensor, *, at
     shift = (a * u).sum(-1) + (b * v).sum(-1)
     torch.testing.assert_close(after.value, before.value + shift, rtol=0, atol=atol)
     torch.testing.assert_close(after.plan, before.plan, rtol=0, atol=atol)
+
+
+def close(measured: Tensor, expected: Tensor | float, atol: float = 1e-12) -> None:
+    """Two tensors agree entry by entry; ``expected`` may be a number, and has the dtype of ``measured``."""
+    expected = torch.as_tensor(expected, dtype=measured.dtype, device=measured.device)
+    torch.testing.assert_close(measured, expected.expand_as(measured), rtol=0, atol=atol)

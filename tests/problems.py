@@ -29,6 +29,11 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def matrix(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal entries."""
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64).to(dtype)
+
+
 def weights(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """Random positive weights that sum to 1 along the last axis and are far from uniform."""
     w = torch.rand(shape, generator=generator(seed), dtype=torch.float64) + 0.1

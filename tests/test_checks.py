@@ -92,3 +92,12 @@ def test_invariances_reject_a_solver_that_prefers_the_first_point(check, part):
     check(independent, *arguments)
     with pytest.raises(AssertionError):
         check(favourite, *arguments)
+
+
+def test_close_rejects_a_perturbed_entry():
+    x = problems.matrix(3, 2)
+    checks.close(x, x.clone())
+    checks.close(torch.ones(4, dtype=torch.float32), 1)
+    for wrong in (x + 1e-9 * torch.eye(3, 2, dtype=x.dtype), torch.nan):
+        with pytest.raises(AssertionError):
+            checks.close(x, wrong)

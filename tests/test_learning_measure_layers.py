@@ -19,18 +19,11 @@ from otbook.learning import (
 )
 
 from . import problems
+from .checks import close
+from .problems import matrix
 
 F64 = torch.float64
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-def close(measured: Tensor, expected: Tensor | float, atol: float = 1e-12) -> None:
-    expected = torch.as_tensor(expected, dtype=measured.dtype, device=measured.device)
-    torch.testing.assert_close(measured, expected.expand_as(measured), rtol=0, atol=atol)
-
-
-def matrix(*shape: int, seed: int = 0, dtype=F64) -> Tensor:
-    return torch.randn(*shape, generator=problems.generator(seed), dtype=F64).to(dtype)
 
 
 def features(z: Tensor) -> Tensor:  # smooth, sees every coordinate
