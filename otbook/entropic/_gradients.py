@@ -50,7 +50,7 @@ class Value(Function):
             f, g = Potentials.apply(f, g, ctx.eps, ctx.make, a, b, *leaves)
         in_C, C = [None] * len(leaves), ctx.make(*leaves) if any(in_leaves) else None
         if isinstance(C, PointCloudCost) and C.cost == "sqeuclidean" and not torch.is_grad_enabled():
-            in_C = _pull_back_squares(C, grad[..., None] * a, b, f, g, ctx.eps)
+            in_C = _pull_back_squares(C, in_leaves, grad[..., None] * a, b, f, g, ctx.eps)
         elif C is not None:
 
             def weights(C: Tensor, i: slice) -> Tensor:
@@ -210,8 +210,8 @@ def _pull_back(
 
 
 def _pull_back_squares(
-    C: PointCloudCost, w: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float
-) -> list[Tensor]:
+    C: PointCloudCost, wanted: list[bool], w: Tensor, b: Tensor, f: Tensor, g: Tensor, eps: float
+) -> list[Tensor | None]:
     """The gradients of Σ_ij W_ij ‖x_i − y_j‖² in x and y, where W_ij = w_i b_j exp((f_i + g_j − C_ij)/ε).
 
     In x_i it is 2 Σ_j W_ij (x_i − y_j): a product of W with 1 and y. Products take a tenth of the time that
@@ -224,15 +224,16 @@ def _pull_back_squares(
     x, y = x - centre, y - centre
     from_x = w * torch.cat([torch.ones_like(x[..., :1]), x], -1)
     from_y = torch.cat([torch.ones_like(y[..., :1]), y], -1)
-    in_x, in_y = torch.zeros_like(from_x), torch.zeros_like(from_y)
+    at_x, at_y = torch.zeros_like(from_x), torch.zeros_like(from_y)
     for i in blocks(C, f.dtype):
         K = E.kernel(i)
-        in_x[..., i, :] = K @ from_y
-        in_y += K.mT @ from_x[..., i, :]
-    in_x *= w
+        if wanted[0]:
+            at_x[..., i, :] = w[..., i, :] * (K @ from_y)
+        if wanted[1]:
+            at_y += K.mT @ from_x[..., i, :]
+    sides = zip(wanted, (x, y), (at_x, at_y), (C.x, C.y), strict=True)
     return [
-        (2 * (z * in_z[..., :1] - in_z[..., 1:])).to(leaf.dtype)
-        for z, in_z, leaf in ((x, in_x, C.x), (y, in_y, C.y))
+        (2 * (z * at[..., :1] - at[..., 1:])).to(leaf.dtype) if want else None for want, z, at, leaf in sides
     ]
 
 
