@@ -32,7 +32,8 @@ def split(requirement):
 def declared():
     """The ranges of ``pyproject.toml`` that conda users need: the package and what verifies the book."""
     extras = PROJECT["optional-dependencies"]
-    listed = PROJECT["dependencies"] + extras["notebooks"] + extras["book"] + extras["test"]
+    names = ["notebooks", "rl", "text", "book", "test"]
+    listed = sum((extras[name] for name in names), PROJECT["dependencies"])
     ranges = dict(split(r) for r in listed if not r.startswith("otbook["))
     return ranges | {"python": PROJECT["requires-python"]}
 
