@@ -118,9 +118,13 @@ class DenseKernel:
 
     def settle(self, g: Tensor, eps: float, f: Tensor, left: Tensor, right: Tensor) -> None:
         """Measure g and f where the plan is known: diag(left) T diag(right), with T in float64."""
-        P = self.exact_T.mul_(left.unsqueeze(-1)).mul_(right.unsqueeze(-2))
-        self.exact_T, self.plan, self.c = None, P, P.sum(-2)
-        self.measured = (g, eps, f, P.sum(-1), _paid(P * self.C))
+        self.plan, self.exact_T, self.c = self.exact_T, None, torch.zeros_like(self.b)
+        rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
+        for i in blocks(self.C):
+            P = self.plan[..., i, :].mul_(left[..., i, None]).mul_(right.unsqueeze(-2))
+            self.c += P.sum(-2)
+            rows[..., i], paid[..., i] = P.sum(-1), _paid(P * self.C[..., i, :])
+        self.measured = (g, eps, f, rows, paid)
 
     def _begin(self, exact: bool) -> None:
         self.T, self.rounding, self.sharp, self.plan = self.rough_T, ROUNDING[self.wanted], False, None
