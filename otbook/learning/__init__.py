@@ -19,6 +19,17 @@ from ._icnn import ICNN
 from ._lipschitz import BjorckLinear, GroupSort, empirical_lipschitz, lipschitz_mlp, orthonormalise
 from ._maps import barycentric_projection, l2_uvp, monge_gap, plan_density, stochastic_dual
 from ._measure_layers import ElementaryBlock, MeasurePooling, sinkhorn_attention, softmax_attention
+from ._policy import (
+    GibbsLaw,
+    Rollout,
+    SoftOptimum,
+    blob_energy,
+    gibbs,
+    returns_to_go,
+    rollout,
+    soft_bellman,
+    vector_environment,
+)
 from ._scores import ModeScores, mode_scores
 from ._wgan import clip_weights_, gradient_penalty
 
@@ -27,6 +38,7 @@ __all__ = [
     "BjorckLinear",
     "ElementaryBlock",
     "FlowResult",
+    "GibbsLaw",
     "GroupLassoTransport",
     "GroupSort",
     "LaplaceTransport",
@@ -34,17 +46,21 @@ __all__ = [
     "ModeScores",
     "OTTransport",
     "PathSample",
+    "Rollout",
     "SemidiscreteMap",
     "SinkhornTransport",
+    "SoftOptimum",
     "UnbalancedTransport",
     "aggregate_log_density",
     "barycentric_projection",
+    "blob_energy",
     "bridge_path",
     "clip_weights_",
     "conditional_path",
     "empirical_lipschitz",
     "fit_semidiscrete_map",
     "gaussian_kl",
+    "gibbs",
     "gradient_penalty",
     "l2_uvp",
     "lipschitz_mlp",
@@ -59,8 +75,12 @@ __all__ = [
     "path_energy",
     "plan_density",
     "potential_flow",
+    "returns_to_go",
+    "rollout",
     "sinkhorn_attention",
+    "soft_bellman",
     "softmax_attention",
     "stochastic_dual",
     "uncovered_share",
+    "vector_environment",
 ]
