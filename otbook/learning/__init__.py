@@ -31,6 +31,13 @@ from ._policy import (
     vector_environment,
 )
 from ._scores import ModeScores, mode_scores
+from ._sequence import (
+    relaxed_word_movers_distance,
+    sequence_ot_loss,
+    soft_embeddings,
+    word_centroid_distance,
+    word_movers_distance,
+)
 from ._wgan import clip_weights_, gradient_penalty
 
 __all__ = [
@@ -75,12 +82,17 @@ __all__ = [
     "path_energy",
     "plan_density",
     "potential_flow",
+    "relaxed_word_movers_distance",
     "returns_to_go",
     "rollout",
+    "sequence_ot_loss",
     "sinkhorn_attention",
     "soft_bellman",
+    "soft_embeddings",
     "softmax_attention",
     "stochastic_dual",
     "uncovered_share",
     "vector_environment",
+    "word_centroid_distance",
+    "word_movers_distance",
 ]
