@@ -14,7 +14,7 @@ export OMP_NUM_THREADS ?= 1
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help book serve test test-package test-notebooks test-html notebooks new-chapter bench lint format \
+.PHONY: help book serve test test-package test-notebooks test-html test-colab links notebooks new-chapter bench lint format \
         lock repository clean distclean
 
 help: ## Show these commands
@@ -36,7 +36,9 @@ serve: $(READY) ## Serve the built book on this machine (PORT=8000)
 	@test -d $(HTML) || { echo "Nothing is built yet: run \`make book\` first"; exit 1; }
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(HTML) $(PORT)
 
+test: START := $(shell date +%s)
 test: test-package test-notebooks book test-html ## Verify everything
+	@$(BIN)/python book/_tools/summary.py $(START)
 
 test-package: $(READY) ## Unit, property and documentation tests
 	$(PYTEST) tests otbook --ignore tests/browser --ignore tests/test_colab.py --doctest-modules
@@ -47,6 +49,12 @@ test-notebooks: $(READY) ## Re-execute the notebooks and compare every stored ou
 
 test-html: $(READY) ## Open every built page in a real browser
 	$(BIN)/python -m pytest tests/browser
+
+test-colab: $(READY) ## Run every notebook alone, as on Colab: its bootstrap cell installs this checkout
+	OTBOOK_ALONE=all $(BIN)/python -m pytest tests/test_colab.py
+
+links: $(READY) ## Ask every other site that the book links to whether the page is there
+	$(BIN)/jupyter-book build . --all --builder linkcheck
 
 notebooks: $(READY) ## Execute all notebooks and store their outputs, or one: NB=book/….ipynb
 	$(BIN)/python book/_tools/notebooks.py execute $(NB)

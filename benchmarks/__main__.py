@@ -27,6 +27,7 @@ BENCHMARKS = {
     "B9": "gpu",
     "B10": "sharded",
     "large": "large",
+    "conversions": "conversions",
 }
 PACKAGES = ("torch", "numpy", "scipy", "pot", "geomloss", "pykeops", "ott-jax", "jax", "flash-sinkhorn")
 

@@ -16,7 +16,7 @@ import notebooks
 from notebooks import ROOT
 
 PATHS = notebooks.chapters()
-CHAPTERS = [p for p in PATHS if p.parent != ROOT / "book"]
+CHAPTERS = [p for p in PATHS if p.parent not in (ROOT / "book", ROOT / "book/appendix")]
 TEMPLATE = nbformat.read(notebooks.TEMPLATE, as_version=4)
 SKELETON = ["smallest instance", "from scratch", "where it breaks", "summary", "exercises", "further reading"]
 
@@ -46,12 +46,18 @@ every_notebook = pytest.mark.parametrize("path", PATHS, ids=name)
 every_chapter = pytest.mark.parametrize("path", CHAPTERS, ids=name)
 
 
+def files(entry):
+    """The pages that an entry of the table of contents lists, with those below it."""
+    below = [files(e) for key in ("parts", "chapters", "sections") for e in entry.get(key, [])]
+    return {entry.get("file") or entry.get("root")}.union(*below) - {None}
+
+
 def test_the_table_of_contents_lists_every_page():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    listed = {toc["root"]} | {c["file"] for part in toc["parts"] for c in part["chapters"]}
+    texts = [p.relative_to(ROOT).with_suffix("") for p in (ROOT / "book").rglob("*.md")]
     pages = {str(p.relative_to(ROOT).with_suffix("")) for p in PATHS}
-    pages |= {str(p.relative_to(ROOT).with_suffix("")) for p in (ROOT / "book").glob("*.md")}
-    assert listed == pages
+    pages |= {str(p) for p in texts if not any(part[0] in "._" for part in p.parts)}
+    assert files(toc) == pages
 
 
 @every_notebook

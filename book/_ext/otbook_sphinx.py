@@ -4,7 +4,7 @@
 - Thebe's scripts (code cells run on a remote server) are left out: the book does not use them.
 - Proofs have a title line, so that they fold; ids are unique in a page.
 - A page that would load anything from another host fails the build, by name.
-- Outputs that contain claims get the class ``claim``, which the style sheet marks.
+- Claims have anchors, and a role links to them (``otbook_claims``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+
+#: The other extensions of the book, one for each thing.
+PARTS = ["accessibility", "icons", "links", "claims", "playgrounds", "reference", "glossary", "status"]
 
 logger = logging.getLogger(__name__)
 
@@ -86,13 +89,6 @@ def give_unique_ids(app: Sphinx, doctree: nodes.document) -> None:
             section["ids"] = [f"{owner[0]}-content"]
 
 
-def mark_claims(app: Sphinx, doctree: nodes.document) -> None:
-    """Give printed outputs with a line that starts with ✓ the class ``claim``."""
-    for block in doctree.findall(nodes.literal_block):
-        if "stream" in block["classes"] and re.search(r"^✓ ", block.astext(), re.MULTILINE):
-            block["classes"].append("claim")
-
-
 class _Loads(HTMLParser):
     """Collects the addresses that a page makes a browser load."""
 
@@ -153,10 +149,11 @@ def refuse_external_loads(app: Sphinx, error: Exception | None) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Connect the functions above to the build."""
     app.setup_extension("sphinx_proof")
+    for part in PARTS:
+        app.setup_extension(f"otbook_{part}")
     app.add_directive_to_domain("prf", "proof", Proof, override=True)
     app.connect("config-inited", serve_mathjax)
     app.connect("config-inited", disconnect_thebe)
     app.connect("doctree-read", give_unique_ids)
-    app.connect("doctree-read", mark_claims)
     app.connect("build-finished", refuse_external_loads)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -4,16 +4,20 @@
     python book/_tools/notebooks.py new book/computation/duality.ipynb "Duality"
 
 The committed notebooks are the only source. Executing one twice gives the same bytes: cell ids follow
-from the cells' content, and no timing or version of the machine is kept.
+from the cells' content, and no timing or version of the machine is kept in it. How long each took, and
+with which libraries, is kept beside them, in ``status.json``, for the page *Status*.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 import os
+import platform
 import sys
 import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import nbformat
@@ -23,16 +27,19 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
 TEMPLATE = ROOT / "book/_tools/template.ipynb"
+STATUS = "book/appendix/status.json"
+#: The libraries that the outputs depend on.
+LIBRARIES = ("numpy", "scipy", "torch", "POT", "matplotlib", "scikit-learn", "gymnasium", "sacrebleu")
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
 
 
-def chapters() -> list[Path]:
+def chapters(root: Path = ROOT) -> list[Path]:
     """Every notebook of the book, in the order of the folders."""
-    found = (ROOT / "book").rglob("*.ipynb")
-    return sorted(p for p in found if not any(part[0] in "._" for part in p.relative_to(ROOT).parts))
+    found = (root / "book").rglob("*.ipynb")
+    return sorted(p for p in found if not any(part[0] in "._" for part in p.relative_to(root).parts))
 
 
 def cell_ids(notebook: NotebookNode) -> list[str]:
@@ -80,6 +87,34 @@ def execute(path: Path) -> float:
     return seconds
 
 
+def versions() -> dict[str, str]:
+    """The versions of Python and of the libraries that are installed."""
+    found = {"Python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def read_status(file: Path) -> dict[str, dict]:
+    """The recorded executions, by notebook."""
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def record(path: Path, seconds: float, *, root: Path = ROOT) -> None:
+    """Note the execution of a chapter in ``status.json``, and leave the other entries alone."""
+    path, file = path.resolve(), root / STATUS
+    if path not in chapters(root):
+        return  # the template, a draft, a copy
+    status = read_status(file)
+    status[path.relative_to(root).as_posix()] = {"seconds": round(seconds, 1), "versions": versions()}
+    lines = [f"{json.dumps(name)}: {json.dumps(status[name])}" for name in sorted(status)]
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+
 def new(path: Path, title: str) -> None:
     """Copy the template notebook to ``path`` with its title filled in."""
     if path.exists():
@@ -116,7 +151,9 @@ def main() -> None:
         new(arguments.path, arguments.title)
         return
     for path in tqdm(arguments.paths or chapters(), unit="notebook", disable=not sys.stderr.isatty()):
-        print(f"{path}: {execute(path):.1f} s")
+        seconds = execute(path)
+        record(path, seconds)
+        print(f"{path}: {seconds:.1f} s")
 
 
 if __name__ == "__main__":

@@ -228,11 +228,11 @@ def blob_energy(x: ArrayLike, *, bandwidth: float | None = None) -> Tensor:
 
 
 def vector_environment(name: str, n_envs: int, **options: object) -> VectorEnv:
-    """N copies of a Gymnasium environment that step together, as one array program where there is one.
+    """Several copies of a Gymnasium environment that step together, as one array program where there is one.
 
     Args:
         name: of the environment, such as ``"CartPole-v1"``.
-        n_envs: N.
+        n_envs: how many.
         options: of the environment, passed on.
 
     Returns:

@@ -34,6 +34,13 @@ def points(
 
     Returns:
         ``ax``.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> ax = points(Figure().subplots(), torch.zeros(3, 2), color=SOURCE, label="source")
+        >>> len(ax.collections)
+        1
     """
     x = _array(x)
     area = size if a is None else size * len(x) * _array(a)
@@ -67,6 +74,14 @@ def plan_segments(
 
     Returns:
         ``ax``.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> x, y = torch.zeros(2, 2), torch.ones(2, 2)
+        >>> ax = plan_segments(Figure().subplots(), x, y, torch.eye(2) / 2)
+        >>> len(ax.collections[0].get_segments())
+        2
     """
     x, y, P = _array(x), _array(y), _array(P)
     rows, columns = np.nonzero(threshold * P.max() < P)
@@ -90,6 +105,12 @@ def plan_matrix(ax: Axes, P: Tensor, *, vmax: float | None = None, title: str = 
 
     Returns:
         ``ax``.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> plan_matrix(Figure().subplots(), torch.eye(2) / 2, title="plan").get_title()
+        'plan'
     """
     ax.imshow(_array(P), vmin=0, vmax=vmax, cmap=PLAN_CMAP, interpolation="nearest", aspect="equal")
     ax.set(title=title, xlabel="target $j$", ylabel="source $i$")
@@ -100,7 +121,14 @@ def plan_matrix(ax: Axes, P: Tensor, *, vmax: float | None = None, title: str = 
 
 
 def picture(ax: Axes, image: Tensor, *, title: str = "") -> Axes:
-    """Draw a photograph with colours in [0, 1], shape (height, width, 3), without axes."""
+    """Draw a photograph with colours in [0, 1], shape (height, width, 3), without axes.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> picture(Figure().subplots(), torch.rand(4, 6, 3)).axison
+        False
+    """
     ax.imshow(np.clip(_array(image), 0, 1), interpolation="nearest")
     ax.set_title(title)
     ax.set_axis_off()
@@ -122,6 +150,13 @@ def band(
 
     Returns:
         ``ax``.
+
+    Example:
+        >>> import torch
+        >>> from matplotlib.figure import Figure
+        >>> ax = band(Figure().subplots(), torch.arange(3), torch.rand(10, 3), label="error")
+        >>> len(ax.lines), len(ax.collections)
+        (1, 1)
     """
     x, samples = _array(x), _array(samples)
     low, median, high = np.quantile(samples, [0.1, 0.5, 0.9], axis=0)

@@ -45,6 +45,10 @@ def show(fig: Figure, *, format: str = "svg") -> None:
 
     Raises:
         ValueError: for another format.
+
+    Example:
+        >>> show(Figure(figsize=(3, 2)))  # doctest: +ELLIPSIS
+        {'image/svg+xml': '<?xml...'text/plain': '<Figure size ...>'}
     """
     from IPython.display import display
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import matplotlib.pyplot as plt
 
+#: Red, for source measures and what moves.
 SOURCE = "#c8323c"
+#: Blue, for target measures.
 TARGET = "#1f6fb2"
+#: Grey, for plans.
 PLAN = "#6e6e6e"
+#: Ochre, for a third thing that matters.
 ACCENT = "#b07800"
+#: Green, for a fourth.
 EXTRA = "#0b7a5c"
 
 #: Colour map for plans and other non-negative matrices: white where there is no mass.
@@ -36,5 +41,11 @@ _STYLE = {
 
 
 def use_style() -> None:
-    """Apply the book's figure style to all figures of this process."""
+    """Apply the book's figure style to all figures of this process.
+
+    Example:
+        >>> use_style()
+        >>> plt.rcParams["image.cmap"]
+        'Greys'
+    """
     plt.rcParams.update(_STYLE)

@@ -34,10 +34,10 @@ def base(book: Path) -> Iterator[str]:
         yield address
 
 
-@pytest.fixture(scope="module", params=pages.built_pages(HTML) or ["book/index.html"])
+@pytest.fixture(scope="session", params=pages.built_pages(HTML) or ["book/index.html"])
 def visited(
     request: pytest.FixtureRequest, browser: BrowserContext, base: str, book: Path
 ) -> Iterator[pages.Visit]:
-    """One page of the book, opened once for all tests."""
+    """One page of the book, opened once for the tests of all files."""
     with pages.visit(browser, base, book, request.param) as opened:
         yield opened

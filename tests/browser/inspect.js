@@ -51,7 +51,9 @@ window.inspect = (() => {
     return found;
   }
 
-  function images() {
+  async function images() {
+    for (const image of all("img")) image.loading = "eager"; // those below wait for the reader to come near
+    await Promise.allSettled(all("img").map((image) => image.decode()));
     return all("img").filter((image) => !(image.complete && image.naturalWidth > 0))
       .map((image) => `image does not load: ${image.getAttribute("src")} ${name(image)}`);
   }
@@ -81,7 +83,8 @@ window.inspect = (() => {
   // Where the element and what flows out of it end; what it scrolls inside itself does not count.
   function rightEdge(element) {
     const box = element.getBoundingClientRect();
-    const flows = getComputedStyle(element).overflowX === "visible";
+    const drawn = element.ownerSVGElement; // of a part of a drawing, scrollWidth says nothing
+    const flows = !drawn && getComputedStyle(element).overflowX === "visible";
     return box.left + Math.max(box.width, flows ? element.scrollWidth : 0);
   }
 

@@ -60,7 +60,9 @@ def test_the_root_leads_to_the_first_page(browser: BrowserContext, base: str, bo
 
 def test_every_entry_of_the_table_of_contents_has_a_page(book: Path) -> None:
     toc = yaml.safe_load((pages.ROOT / "_toc.yml").read_text(encoding="utf-8"))
-    entries = [toc["root"]] + [chapter["file"] for part in toc["parts"] for chapter in part["chapters"]]
+    chapters = [chapter for part in toc["parts"] for chapter in part["chapters"]]
+    below = [section for chapter in chapters for section in chapter.get("sections", [])]
+    entries = [toc["root"], *(entry["file"] for entry in [*chapters, *below])]
     missing = [entry for entry in entries if not (book / f"{entry}.html").is_file()]
     assert not missing, f"in _toc.yml but not in {book}: {missing}; build it with: make book"
 
