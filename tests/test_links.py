@@ -35,5 +35,5 @@ def test_only_placeholders_and_this_machine_are_left_out():
 
     assert left_out(f"https://github.com/{PLACEHOLDER}/otbook")
     assert left_out("http://localhost:8000")
-    assert not left_out("https://github.com/someone/otbook")
+    assert not left_out("https://github.com/someone/another-book")
     assert not left_out("https://localhost.org")

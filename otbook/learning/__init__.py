@@ -19,17 +19,8 @@ from ._icnn import ICNN
 from ._lipschitz import BjorckLinear, GroupSort, empirical_lipschitz, lipschitz_mlp, orthonormalise
 from ._maps import barycentric_projection, l2_uvp, monge_gap, plan_density, stochastic_dual
 from ._measure_layers import ElementaryBlock, MeasurePooling, sinkhorn_attention, softmax_attention
-from ._policy import (
-    GibbsLaw,
-    Rollout,
-    SoftOptimum,
-    blob_energy,
-    gibbs,
-    returns_to_go,
-    rollout,
-    soft_bellman,
-    vector_environment,
-)
+from ._policy import GibbsLaw, SoftOptimum, blob_energy, gibbs, soft_bellman
+from ._rollout import Rollout, returns_to_go, rollout, swing_ups, vector_environment
 from ._scores import ModeScores, mode_scores
 from ._sequence import (
     relaxed_word_movers_distance,
@@ -91,6 +82,7 @@ __all__ = [
     "soft_embeddings",
     "softmax_attention",
     "stochastic_dual",
+    "swing_ups",
     "uncovered_share",
     "vector_environment",
     "word_centroid_distance",

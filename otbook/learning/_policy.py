@@ -1,17 +1,16 @@
-"""Policies as measures: Gibbs laws, the soft Bellman equation, blobs of particles, and windows of experience.
+"""Policies as measures: Gibbs laws, the soft Bellman equation, and the entropy of a cloud of particles.
 
 A policy that pays for its distance to a prior is a Gibbs law, over parameters or over actions. The first
-functions compute such laws where they can be summed. The next two give a cloud of particles an entropy,
+functions compute such laws where they can be summed. The last one gives a cloud of particles an entropy,
 to descend with :func:`otbook.flows.particle_flow` or by implicit steps with
-:func:`otbook.flows.minimizing_movement`. The last ones collect experience from Gymnasium.
+:func:`otbook.flows.minimizing_movement`. Experience to learn from is collected in ``_rollout``.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +19,6 @@ from .. import _check
 from .._check import ArrayLike
 from .._result import ConvergenceWarning
 from ..costs import sqeuclidean
-
-if TYPE_CHECKING:
-    from gymnasium.vector import VectorEnv
 
 
 class GibbsLaw(NamedTuple):
@@ -50,26 +46,6 @@ class SoftOptimum(NamedTuple):
     error: Tensor
     n_iter: int
     converged: bool
-
-
-class Rollout(NamedTuple):
-    """A window of T steps of N environments side by side.
-
-    Attributes:
-        observations: before each step and after the last, shape (T + 1, N, …).
-        actions: what was done, shape (T, N) or (T, N, k).
-        rewards: shape (T, N).
-        terminated: whether the step led to a terminal state, whose value is 0, shape (T, N).
-        ended: whether it ended the episode, there or at the time limit, shape (T, N).
-        valid: False where the environment did not step but start again: there is no experience, shape (T, N).
-    """
-
-    observations: Tensor
-    actions: Tensor
-    rewards: Tensor
-    terminated: Tensor
-    ended: Tensor
-    valid: Tensor
 
 
 def gibbs(returns: ArrayLike, *, alpha: float, prior: ArrayLike | None = None) -> GibbsLaw:
@@ -225,124 +201,3 @@ def blob_energy(x: ArrayLike, *, bandwidth: float | None = None) -> Tensor:
         h2 = torch.where(h2 > 0, h2, 1.0)  # where particles coincide, any bandwidth is as good
     inside = torch.logsumexp(-C / (2 * h2[..., None, None]), -1).mean(-1)
     return inside - math.log(n) - d / 2 * torch.log(2 * math.pi * h2)
-
-
-def vector_environment(name: str, n_envs: int, **options: object) -> VectorEnv:
-    """Several copies of a Gymnasium environment that step together, as one array program where there is one.
-
-    Args:
-        name: of the environment, such as ``"CartPole-v1"``.
-        n_envs: how many.
-        options: of the environment, passed on.
-
-    Returns:
-        A vector environment, for :func:`rollout`.
-
-    Raises:
-        ImportError: where Gymnasium is missing.
-        ValueError: for a number that is not positive.
-
-    Example:
-        >>> vector_environment("CartPole-v1", 3).reset(seed=0)[0].shape
-        (3, 4)
-    """
-    n_envs = _check.positive_int(n_envs, "n_envs")
-    try:
-        import gymnasium
-    except ImportError as error:
-        raise ImportError('environments need Gymnasium: pip install "otbook[rl]"') from error
-    mode = "vector_entry_point" if gymnasium.spec(name).vector_entry_point else "sync"
-    return gymnasium.make_vec(name, num_envs=n_envs, vectorization_mode=mode, **options)
-
-
-def rollout(
-    env: VectorEnv,
-    act: Callable[[Tensor], Tensor],
-    *,
-    n_steps: int,
-    seed: int | None = None,
-    after: Rollout | None = None,
-) -> Rollout:
-    """Let N environments run for T steps; an environment whose episode ended starts again in the next step.
-
-    Args:
-        env: vector environment with Gymnasium's default autoreset, in the next step.
-        act: maps observations (N, …), in PyTorch's default dtype, to actions (N,) or (N, k).
-        n_steps: T, the steps that start an environment again included.
-        seed: starts all environments again with this seed.
-        after: goes on where this window of the same environments ended. Give one of both.
-
-    Returns:
-        The window, on the CPU.
-
-    Raises:
-        ValueError: for a number of steps that is not positive, or not exactly one of ``seed`` and ``after``.
-
-    Example:
-        >>> env = vector_environment("CartPole-v1", 2)
-        >>> run = rollout(env, lambda s: (s[:, 2] > 0).long(), n_steps=50, seed=0)
-        >>> run.observations.shape, int(run.rewards.sum()) == int(run.valid.sum())
-        (torch.Size([51, 2, 4]), True)
-    """
-    n_steps = _check.positive_int(n_steps, "n_steps")
-    if (seed is None) == (after is None):
-        raise ValueError("give either seed, to start again, or after, the window to go on from")
-    dtype = torch.get_default_dtype()
-    if after is None:
-        now = torch.as_tensor(env.reset(seed=seed)[0], dtype=dtype)
-        fresh = torch.zeros(len(now), dtype=torch.bool)
-    else:
-        now, fresh = after.observations[-1], after.ended[-1]
-    seen, rows = [now], []
-    for _ in range(n_steps):
-        action = act(now)
-        after_step, reward, terminated, truncated, _ = env.step(action.detach().cpu().numpy())
-        now = torch.as_tensor(after_step, dtype=dtype)
-        end = torch.from_numpy(terminated | truncated)
-        reward = torch.as_tensor(reward, dtype=dtype)
-        rows.append((action.detach().cpu(), reward, torch.from_numpy(terminated.copy()), end, ~fresh))
-        seen.append(now)
-        fresh = end
-    return Rollout(torch.stack(seen), *(torch.stack(column) for column in zip(*rows, strict=True)))
-
-
-def returns_to_go(run: Rollout, values: ArrayLike, *, gamma: float) -> Tensor:
-    """Discounted rewards from each step on, G_t = r_t + γ G_{t+1}, completed by values where they are unseen.
-
-    After a terminal state there is nothing to come; at a time limit and at the end of the window the rest
-    is V(s_{t+1}). Where ``run.valid`` is False the result is V(s_t).
-
-    Args:
-        run: a window of experience.
-        values: V of all its observations, shape (T + 1, N), in units of the reward; zeros cut the sum off.
-        gamma: discount γ, in [0, 1].
-
-    Returns:
-        Returns, shape (T, N), in units of the reward.
-
-    Raises:
-        ValueError: for values of another shape, or a discount outside [0, 1].
-
-    Source:
-        Sutton, Barto (2018), chapter 13.
-
-    Example:
-        >>> no, yes = torch.zeros(3, 1, dtype=torch.bool), torch.ones(3, 1, dtype=torch.bool)
-        >>> run = Rollout(torch.zeros(4, 1, 1), torch.zeros(3, 1), torch.ones(3, 1), no, no, yes)
-        >>> returns_to_go(run, torch.zeros(4, 1), gamma=0.5)[:, 0]
-        tensor([1.7500, 1.5000, 1.0000])
-    """
-    V = _check.tensor(values, "values", like=run.rewards).detach()
-    n_steps, n = run.rewards.shape
-    if V.shape != (n_steps + 1, n):
-        raise ValueError(
-            f"values must have shape {(n_steps + 1, n)}, one for each observation, but have {tuple(V.shape)}"
-        )
-    if not 0 <= gamma <= 1:
-        raise ValueError(f"gamma must lie in [0, 1], but is {gamma:g}")
-    result, later = torch.empty_like(run.rewards), V[-1]
-    for t in reversed(range(n_steps)):
-        rest = torch.where(run.ended[t], torch.where(run.terminated[t], 0.0, V[t + 1]), later)
-        later = torch.where(run.valid[t], run.rewards[t] + gamma * rest, V[t])
-        result[t] = later
-    return result
