@@ -7,8 +7,9 @@
     const { outlineStyle, outlineWidth, boxShadow } = getComputedStyle(box);
     return (outlineStyle !== "none" && parseFloat(outlineWidth) > 0) || boxShadow !== "none";
   };
-  // A radio button of a slider is drawn as its label.
-  const box = element.matches(".otbook-frames input") ? element.nextElementSibling : element;
+  // A radio button of a slider is drawn as its label, a fold of the list of chapters as its arrow.
+  const arrow = element.matches("summary") && element.querySelector(".toctree-toggle");
+  const box = element.matches(".otbook-frames input") ? element.nextElementSibling : arrow || element;
   const { width, height } = box.getBoundingClientRect();
   const described = box.checkVisibility({ opacityProperty: true, visibilityProperty: true });
   const again = window.lastFocused === element;
