@@ -166,7 +166,6 @@ def svgd(
     n = x.shape[-2]
     if bandwidth is not None:
         bandwidth = _check.positive(bandwidth, "bandwidth")
-    i, j = torch.triu_indices(n, n, 1, device=x.device)
 
     def velocity(k: int, x: Tensor) -> Tensor:
         s = score(x.detach()).detach()
@@ -174,16 +173,21 @@ def svgd(
             raise ValueError(f"score must keep the shape {tuple(x.shape)}, but returned {tuple(s.shape)}")
         C = sqeuclidean(x, x)  # (…, n, n)
         if bandwidth is None:
-            between = C[..., i, j]
-            med = between.median(-1).values if n > 1 else torch.zeros_like(C[..., 0, 0])
-            h2 = (med / (2 * math.log(n + 1)))[..., None, None]
-            h2 = torch.where(h2 > 0, h2, 1.0)  # where particles coincide, any bandwidth is as good
+            h2 = median_rule(C)[..., None, None]
         else:
             h2 = torch.as_tensor(bandwidth**2, dtype=x.dtype, device=x.device)
         K = torch.exp(-C / (2 * h2))
         return (K @ s + (K.sum(-1, keepdim=True) * x - K @ x) / h2) / n
 
     return ParticleFlow(*_euler(x, velocity, step, n_steps, every), None)
+
+
+def median_rule(C: Tensor) -> Tensor:
+    """h² = med² / (2 log(n + 1)), shape (…), for squared distances C (…, n, n) with the median med²."""
+    n = C.shape[-1]
+    i, j = torch.triu_indices(n, n, 1, device=C.device)
+    h2 = C[..., i, j].median(-1).values / (2 * math.log(n + 1)) if n > 1 else C[..., 0, 0]
+    return torch.where(h2 > 0, h2, 1.0)  # where particles coincide, any bandwidth is as good
 
 
 def mmd2(

@@ -19,6 +19,7 @@ from .. import _check
 from .._check import ArrayLike
 from .._result import ConvergenceWarning
 from ..costs import sqeuclidean
+from ..flows._particles import median_rule
 
 
 class GibbsLaw(NamedTuple):
@@ -193,11 +194,7 @@ def blob_energy(x: ArrayLike, *, bandwidth: float | None = None) -> Tensor:
     C = sqeuclidean(x, x)
     if bandwidth is not None:
         h2 = torch.as_tensor(_check.positive(bandwidth, "bandwidth") ** 2, dtype=x.dtype, device=x.device)
-    elif n == 1:
-        h2 = torch.ones_like(C[..., 0, 0])
     else:
-        i, j = torch.triu_indices(n, n, 1, device=x.device)
-        h2 = C.detach()[..., i, j].median(-1).values / (2 * math.log(n + 1))
-        h2 = torch.where(h2 > 0, h2, 1.0)  # where particles coincide, any bandwidth is as good
+        h2 = median_rule(C.detach())
     inside = torch.logsumexp(-C / (2 * h2[..., None, None]), -1).mean(-1)
     return inside - math.log(n) - d / 2 * torch.log(2 * math.pi * h2)
