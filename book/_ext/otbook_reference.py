@@ -70,8 +70,9 @@ class Entry:
 
     @property
     def has_members(self) -> bool:
-        """Whether a class has methods of its own to show: an exception has none."""
-        return self.kind == "class" and not issubclass(self.value, BaseException)
+        """Whether a class has methods of its own to show: an exception has none, nor a named tuple."""
+        plain = self.kind == "class" and not hasattr(self.value, "_fields")
+        return plain and not issubclass(self.value, BaseException)
 
     @property
     def needs_example(self) -> bool:
