@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import pytest
 import torch
@@ -174,7 +173,7 @@ def test_tiles_make_the_kernel_in_one_precision_or_the_other(cost, eps):
             K = tiles.kernel(i)
             torch.testing.assert_close(K.double(), T[i], rtol=0, atol=bound)
             # Above the largest denormal number, by far.
-            assert K.min() >= 0.9 * math.exp(-_tiles.CUT) or tiles.deep <= _tiles.CUT
+            assert K.min() >= 0.9 * 2**-_tiles.CUT or tiles.deep <= _tiles.CUT
     assert eps > 0.1 or cost == "cosine" or tiles.deep > _tiles.CUT, "the instance must underflow"
 
 

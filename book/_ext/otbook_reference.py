@@ -269,8 +269,8 @@ SECTION = re.compile(
 FORMULA = "   | "
 AS_IS = re.compile(r"``.+?``|:[\w:]+:`[^`]*`|`[^`]+`_{0,2}")
 EMPHASIS = re.compile(r"(?<![\w*])(\*\*?)(?=[A-Za-z])([^*]+?)(?<=[\w.])\1(?![\w*])")
-#: x_i, P_ij, W_p, Σ_{i≠j}, P^{t+1}; not n_iter.
-SCRIPT = re.compile(r"(?<=[\w)∂∫Σ∏])([_^])(?:\{([^{}]+)\}|([ijklmn]{2,4}|\w)(?![A-Za-z0-9_]))")
+#: x_i, x̄_i, P_ij, W_p, Σ_{i≠j}, P^{t+1}, P^{t}_ij; not n_iter.
+SCRIPT = re.compile(r"(?<=[\w)}∂∫Σ∏\u0300-\u036f])([_^])(?:\{([^{}]+)\}|([ijklmn]{2,4}|\w)(?![A-Za-z0-9_]))")
 INNER = str.maketrans("ijklmn0123456789", "ᵢⱼₖₗₘₙ₀₁₂₃₄₅₆₇₈₉")
 
 

@@ -24,11 +24,11 @@ from torch.autograd.function import once_differentiable
 from ..costs import PointCloudCost
 from ._kernel import DenseKernel, PointCloudKernel
 from ._laplacian import laplacian_solve
-from ._rows import blocks, plan_rows
+from ._rows import LOG_2, blocks, plan_rows
 from ._tiles import Exponents
 
-#: exp of more than this is not needed: an entry of q is at most 1/a_i or 1/b_j where one is positive.
-_LARGEST = 600.0
+#: A power of 2 higher than this is not needed: an entry of q is at most 1/a_i or 1/b_j where one is positive.
+_LARGEST = 860.0
 
 Make = Callable[..., Tensor | PointCloudCost]
 
@@ -239,8 +239,9 @@ def _pull_back_squares(
 
 def _density(C: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
     """The Gibbs density q_ij = exp((f_i + g_j − C_ij)/ε)."""
-    E = torch.add((g / eps).unsqueeze(-2), C, alpha=-1 / eps)
-    return E.add_((f / eps).unsqueeze(-1)).clamp_(max=_LARGEST).exp_()
+    eta = eps * LOG_2
+    E = torch.add((g / eta).unsqueeze(-2), C, alpha=-1 / eta)
+    return E.add_((f / eta).unsqueeze(-1)).clamp_(max=_LARGEST).exp2_()
 
 
 def _densities(

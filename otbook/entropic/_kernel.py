@@ -12,7 +12,6 @@ A small kernel is kept in float64 besides, for the last products and for the pla
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -20,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import threshold_
 
 from ..costs import PointCloudCost
-from ._rows import blocks, softmax
-from ._tiles import CUT, Exponents
+from ._rows import LEAST_SHARE, blocks, half_step
+from ._tiles import Exponents
 
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
 DRIFT = 12.0
@@ -87,14 +86,14 @@ class DenseKernel:
         self._begin(exact)
         f, self.c = torch.empty_like(self.a), torch.zeros_like(self.b)
         rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
-        dtype = self.a.dtype if exact else self.wanted
-        right = (g / eps + self.b.log()).unsqueeze(-2)
         for i in blocks(self.C):
             C, a = self.C[..., i, :], self.a[..., i]
-            log_sum, T = softmax(torch.add(right, C, alpha=-1 / eps), dtype)
-            f[..., i] = -eps * log_sum
+            rough = self.T[..., i, :]
+            room = None if self.exact_T is None else self.exact_T[..., i, :]
+            f[..., i], T = half_step(C, g, self.b, eps, room if exact else rough)
             self.c += _times(T, a)
-            self._keep(i, T)
+            if exact:
+                threshold_(rough.copy_(T), 2.0 ** LEAST_SHARE[rough.dtype], 0.0)
             if exact and not self.keeps:
                 rows[..., i], paid[..., i] = a * T.sum(-1), a * _paid(T.mul_(C))
         self.measured = (g, eps, f, rows, paid) if exact and not self.keeps else None
@@ -129,12 +128,6 @@ class DenseKernel:
     def _begin(self, exact: bool) -> None:
         self.T, self.rounding, self.sharp, self.plan = self.rough_T, ROUNDING[self.wanted], False, None
         self.exact_T = torch.empty_like(self.T, dtype=self.a.dtype) if exact and self.keeps else None
-
-    def _keep(self, i: slice, T: Tensor) -> None:
-        if self.exact_T is not None:
-            self.exact_T[..., i, :] = T
-        rough = self.T[..., i, :]
-        threshold_(rough.copy_(T), math.exp(-CUT), 0.0)
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""

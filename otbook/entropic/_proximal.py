@@ -39,7 +39,7 @@ def ipot(
         P^{t+1} = argmin_P ⟨C, P⟩ + β KL(P ‖ P^t),   P^0 = a⊗b,
 
     each solved inexactly, by ``n_inner`` Sinkhorn iterations. The plan keeps the form
-    P^t_ij = a_i b_j exp((F_i + G_j − t C_ij)/β). So after t steps that are solved exactly, it is the
+    P^{t}_ij = a_i b_j exp((F_i + G_j − t C_ij)/β). So after t steps that are solved exactly, it is the
     entropic plan at ε = β/t, and as t grows its cost converges to the exact one for every β: a small
     β takes few steps but many inner iterations, a large one the reverse. The potentials F and G live
     in the log domain, so nothing under- or overflows at any β.

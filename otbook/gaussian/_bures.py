@@ -21,8 +21,8 @@ _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 def bures_wasserstein(m0: ArrayLike, S0: ArrayLike, m1: ArrayLike, S1: ArrayLike) -> Tensor:
     """W₂ of two Gaussians; the root is taken.
 
-    W₂² = ‖m₀ − m₁‖² + tr(S₀ + S₁ − 2 (S₀^{1/2} S₁ S₀^{1/2})^{1/2})
-        = ‖m₀ − m₁‖² + min_U ‖S₀^{1/2} − S₁^{1/2} U‖², over orthogonal U.
+        W₂² = ‖m₀ − m₁‖² + tr(S₀ + S₁ − 2 (S₀^{1/2} S₁ S₀^{1/2})^{1/2})
+            = ‖m₀ − m₁‖² + min_U ‖S₀^{1/2} − S₁^{1/2} U‖², over orthogonal U.
 
     The second form is the one computed: it has no cancellation. Differentiable once; at W₂ = 0,
     where the distance has a kink, the derivative of ``bures_wasserstein(…) ** 2`` is right.
