@@ -39,7 +39,7 @@ def foresight(n: int, d: int, scale: float):
     return foresee
 
 
-def run(quick: bool, patience: float = 25.0) -> Iterator[str]:
+def run(quick: bool, patience: float = 50.0) -> Iterator[str]:
     """One table for each size, dimension and ε."""
     if quick:
         cases = [(300, 2, 0.1)]

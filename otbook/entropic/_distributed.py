@@ -170,8 +170,7 @@ class ShardedKernel(PointCloudKernel):
 
     def transform(self, f: Tensor, eps: float) -> Tensor:
         """The entropic c-transform of f, g_j = −ε log Σ_i a_i exp((f_i − C_ij)/ε), over all rows."""
-        weighted = bool((self.a > 0).any())
-        E = -softmin(self.C.mT, f, self.a, eps) / eps if weighted else torch.full_like(self.b, -torch.inf)
+        E = -softmin(self.C.mT, f, self.a, eps) / eps  # −∞ if no row here has weight
         peak = E.clone()
         dist.all_reduce(peak, dist.ReduceOp.MAX, group=self.group)
         return -eps * (peak + self.sum((E - peak).exp()).log())

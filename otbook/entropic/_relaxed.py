@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ._dual import PATIENCE, STAGE_TOL, _remaining
-from ._rows import blocks, plan_rows
+from ._rows import plan_rows, softmin
 
 #: exp(±HUGE) is the edge of float64: a potential f = HUGE ρ says that a point sends nothing.
 HUGE = 700.0
@@ -116,14 +116,14 @@ def maximise(
             # The maximiser is a smooth function of ε: the line through the last two is a better start.
             (before, g_before), (now, g) = path[-2:]
             g = relaxed.project(g + (g - g_before) * (eps - now) / (now - before))
-        s = _softmin(C, g, b, eps)
+        s = softmin(C, g, b, eps)
         while True:
             f = relaxed.step(s, eps)
-            t = _softmin(C_T, f, a, eps)
+            t = softmin(C_T, f, a, eps)
             g = relaxed.step(t, eps)
             c = relaxed.shift(f, g, a, b)
             f, g, t = f + c, g - c, t - c
-            s = _softmin(C, g, b, eps)
+            s = softmin(C, g, b, eps)
             n_iter, sweeps = n_iter + 1, sweeps + 1
             errors = _change(relaxed, f, s, a, eps) + _change(relaxed, g, t, b, eps)
             errors = errors / pair(a, ((f - s) / eps).exp()).clamp(min=torch.finfo(a.dtype).tiny)
@@ -135,7 +135,7 @@ def maximise(
             last = error
             if slow and factorisable and n_iter + 1 < max_iter + k:
                 g = _newton(relaxed, C, a, b, f, g, eps)
-                s = _softmin(C, g, b, eps)
+                s = softmin(C, g, b, eps)
                 n_iter, sweeps, last = n_iter + 1, 0, math.inf
         path.append((eps, g))
     return f, g, s, t, errors, n_iter
@@ -203,13 +203,6 @@ def solve_grounded(P: Tensor, alpha: Tensor, beta: Tensor, r: Tensor, s: Tensor)
     y = torch.cholesky_solve((s - (Q.mT @ r.unsqueeze(-1)).squeeze(-1)).unsqueeze(-1), L)
     y = torch.where((failed > 0)[..., None, None], torch.nan, y)
     return (r - (P @ y).squeeze(-1)) / d, y.squeeze(-1)
-
-
-def _softmin(C: Tensor, g: Tensor, b: Tensor, eps: float) -> Tensor:
-    """−ε log Σ_j b_j exp((g_j − C_ij)/ε), for each i."""
-    h = (g / eps + b.log()).unsqueeze(-2)
-    rows = (torch.add(h, C[..., i, :].to(h.dtype), alpha=-1 / eps) for i in blocks(C))
-    return torch.cat([-eps * torch.logsumexp(E, -1) for E in rows], -1)
 
 
 def _change(relaxed: KL | TV, f: Tensor, s: Tensor, a: Tensor, eps: float) -> Tensor:

@@ -41,8 +41,17 @@ def blocks(C: Tensor | PointCloudCost, dtype: torch.dtype = torch.float64) -> li
 
 
 def softmin(C: Tensor | PointCloudCost, g: Tensor, b: Tensor, eps: float) -> Tensor:
-    """The entropic c-transform of g, a block of rows at a time."""
-    return torch.cat([half_step(C[..., i, :], g, b, eps)[0] for i in blocks(C)], dim=-1)
+    """The entropic c-transform of g, by blocks of rows; +∞ where every allowed target has weight 0."""
+    eta = eps * LOG_2
+    right = (g / eta + b.log2()).unsqueeze(-2)
+    rows = (torch.add(right, C[..., i, :], alpha=-1 / eta) for i in blocks(C))
+    return torch.cat([-eta * _log_sum(E) for E in rows], dim=-1)
+
+
+def _log_sum(E: Tensor) -> Tensor:
+    """The logarithm to the base 2 of the row sums of 2^E, which is overwritten."""
+    peak = E.amax(-1, keepdim=True).clamp_(min=torch.finfo(E.dtype).min)
+    return E.sub_(peak).exp2_().sum(-1).log2_() + peak.squeeze(-1)
 
 
 def half_step(

@@ -198,7 +198,8 @@ def _result(
     error = error + _rounding(kernel, C)
     if (kernel.b == 0).any():
         # The loop leaves g alone where there is no mass; the c-transform of f belongs there.
-        g = torch.where(kernel.b > 0, g, softmin(kernel.C.mT, f, kernel.a, eps))
+        there = softmin(kernel.C.mT, f, kernel.a, eps)
+        g = torch.where(kernel.b > 0, g, there.masked_fill(there == math.inf, 0.0))
     value = kernel.total(kernel.a * f) + (kernel.b * g).sum(-1)
     shift = (kernel.total(kernel.a * f) - (kernel.b * g).sum(-1)).unsqueeze(-1) / 2
     f, g = f - shift, g + shift

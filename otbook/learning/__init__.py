@@ -29,6 +29,7 @@ from ._sequence import (
     word_centroid_distance,
     word_movers_distance,
 )
+from ._stacked import StackedMLP
 from ._wgan import clip_weights_, gradient_penalty
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "SemidiscreteMap",
     "SinkhornTransport",
     "SoftOptimum",
+    "StackedMLP",
     "UnbalancedTransport",
     "aggregate_log_density",
     "barycentric_projection",
