@@ -195,7 +195,7 @@ class Newton:
         accuracy = min(0.1, max(0.01, (b - c).abs().sum(-1).max().item()))
 
         def S(p: Tensor) -> Tensor:
-            return c * p - v * kernel.sweep(v * p, lambda r, i: w[..., i] * r)[1]
+            return c * p - v * kernel.sweep(v * p, lambda r, i: w[..., i] * r, near=False)[1]
 
         return conjugate_gradients(S, b - c, inverse, accuracy, limit)
 

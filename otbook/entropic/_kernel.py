@@ -91,7 +91,7 @@ class DenseKernel:
             rough = self.T[..., i, :]
             room = None if self.exact_T is None else self.exact_T[..., i, :]
             f[..., i], T = half_step(C, g, self.b, eps, room if exact else rough)
-            self.c += _times(T, a)
+            self.c += _times(T.mT, a)
             if exact:
                 threshold_(rough.copy_(T), 2.0 ** LEAST_SHARE[rough.dtype], 0.0)
             if exact and not self.keeps:
@@ -132,14 +132,14 @@ class DenseKernel:
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
         s = _centre(v)
-        return s + _times(self.T.mT, v - s) if s else _times(self.T.mT, v)
+        return s + _times(self.T, v - s) if s else _times(self.T, v)
 
     def sweep(self, v: Tensor, middle: Middle, near: bool | None = None) -> tuple[Tensor, Tensor]:
         """The products r = T v and Tᵀ w, where w = ``middle``(r, rows); ``near``, if all v are near 1."""
         s = _centre(v) if near is None else float(near)
-        r = s + _times(self.T.mT, v - s) if s else _times(self.T.mT, v)
+        r = s + _times(self.T, v - s) if s else _times(self.T, v)
         w = middle(r, slice(None))
-        return r, self.c + _times(self.T, w - self.a) if s else _times(self.T, w)
+        return r, self.c + _times(self.T.mT, w - self.a) if s else _times(self.T.mT, w)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all rows."""
@@ -256,8 +256,8 @@ def _centre(v: Tensor) -> float:
     return float(v.log().abs().max().item() < NEAR)
 
 
-def _times(T: Tensor, w: Tensor) -> Tensor:
-    """Tᵀ w, for T (…, n, m) and w (…, n); a row times a matrix is what batches multiply fastest."""
-    w_T = w.to(T.dtype)
-    product = T.mT @ w_T if T.ndim == 2 else (w_T.unsqueeze(-2) @ T).squeeze(-2)
-    return product.to(w.dtype)
+def _times(T: Tensor, v: Tensor) -> Tensor:
+    """T v, for T (…, n, m) and v (…, m); a row times a matrix is what batches multiply fastest."""
+    v_T = v.to(T.dtype)
+    product = T @ v_T if T.ndim == 2 else (v_T.unsqueeze(-2) @ T.mT).squeeze(-2)
+    return product.to(v.dtype)

@@ -65,7 +65,7 @@ def laplacian_solve(kernel: DenseKernel, c: Tensor, r: Tensor) -> Tensor:
     w = kernel.a
 
     def S(p: Tensor) -> Tensor:
-        return c * p - kernel.sweep(p, lambda r, i: w[..., i] * r)[1]
+        return c * p - kernel.sweep(p, lambda r, i: w[..., i] * r, near=False)[1]
 
     x, _, solved = conjugate_gradients(S, r, inverse, 1e-12, limit)
     if not solved and kernel.factorisable:
