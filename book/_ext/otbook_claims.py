@@ -171,6 +171,21 @@ def links(labels: Iterable[str]) -> list[str]:
     return [LINKS[label.split("-")[0]].format(label) for label in labels]
 
 
+def kind(verdict: str) -> str:
+    """Return the CSS class of the cards with a verdict."""
+    return verdict.replace(" ", "-")
+
+
+def choose(verdicts: Iterable[str]) -> str:
+    """Return the buttons that choose which cards to show; the first one is chosen."""
+    buttons = [
+        f'<label><input type="radio" name="verdict" id="show-{kind(each)}"{"" if number else " checked"}>'
+        f" {each}</label>"
+        for number, each in enumerate(verdicts)
+    ]
+    return '<fieldset class="verdicts"><legend>Cards to show</legend>' + "\n".join(buttons) + "</fieldset>"
+
+
 class _Rows(SphinxDirective):
     """What both directives share: the rows of the data file."""
 
@@ -187,10 +202,13 @@ class _Rows(SphinxDirective):
 
 
 class SourcesSummary(_Rows):
-    """``{sources-summary}``: how many rows of each text have which verdict."""
+    """``{sources-summary}``: how many rows of each text have which verdict, and a choice among them.
+
+    The choice needs no script: ``claims.css`` hides the cards of the other verdicts.
+    """
 
     def run(self) -> list[nodes.Node]:
-        """Build the table."""
+        """Build the table and the choice."""
         rows = self.rows()
         texts = sorted({row["text"] for row in rows})
         counts = Counter((row["verdict"], row["text"]) for row in rows)
@@ -200,7 +218,8 @@ class SourcesSummary(_Rows):
             lines.append(f"| {verdict} | " + " | ".join(map(str, [*numbers, sum(numbers)])) + " |")
         totals = [sum(row["text"] == text for row in rows) for text in texts]
         lines.append("| all | " + " | ".join(map(str, [*totals, len(rows)])) + " |")
-        return self.parsed("\n".join(lines), nodes.container()).children
+        choice = nodes.raw("", choose(["all", *VERDICTS]), format="html")
+        return [*self.parsed("\n".join(lines), nodes.container()).children, choice]
 
 
 class SourcesExamined(_Rows):
@@ -227,7 +246,7 @@ class SourcesExamined(_Rows):
         shown = links(row["book"]) + [f"{{claim}}`{claim}`" for claim in row.get("claims", [])]
         body += self.parsed(" · ".join(shown), nodes.container(classes=["shown"]))
         for part in term, body:
-            part["classes"].append(row["verdict"].replace(" ", "-"))
+            part["classes"].append(kind(row["verdict"]))
         return nodes.definition_list_item("", term, body)
 
 
