@@ -126,28 +126,21 @@ export class Plane {
       .attr("d", (path) => path);
   }
 
-  /** Draw circles of given radii, in units of the x axis. */
-  circles(name, points, radii, dashed = () => false) {
-    const unit = Math.abs(this.X(1) - this.X(0));
-    this.layer(name)
-      .selectAll("circle")
-      .data(points)
-      .join("circle")
-      .attr("cx", ([p]) => this.X(p))
-      .attr("cy", ([, q]) => this.Y(q))
-      .attr("r", (_, k) => Math.abs(radii[k]) * unit)
-      .classed("dashed", (_, k) => dashed(k));
-  }
-
   /** Draw points that cannot be moved. */
   marks(name, points, radius = 3) {
-    this.layer(name)
+    return this.layer(name)
       .selectAll("circle")
       .data(points)
       .join("circle")
       .attr("cx", ([p]) => this.X(p))
       .attr("cy", ([, q]) => this.Y(q))
       .attr("r", radius);
+  }
+
+  /** Draw circles of given radii, in units of the x axis. */
+  circles(name, points, radii, dashed = () => false) {
+    const unit = Math.abs(this.X(1) - this.X(0));
+    this.marks(name, points, (_, k) => Math.abs(radii[k]) * unit).classed("dashed", (_, k) => dashed(k));
   }
 
   /**
