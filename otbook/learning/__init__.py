@@ -11,14 +11,15 @@ from ._flow_matching import (
     conditional_path,
     noisy_path,
     normalised_path_energy,
-    ot_cfm_pairs,
     path_energy,
 )
-from ._geometric import SemidiscreteMap, fit_semidiscrete_map
+from ._geometric import SemidiscreteMap
+from ._geometric_fit import fit_semidiscrete_map
 from ._icnn import ICNN
 from ._lipschitz import BjorckLinear, GroupSort, empirical_lipschitz, lipschitz_mlp, orthonormalise
 from ._maps import barycentric_projection, l2_uvp, monge_gap, plan_density, stochastic_dual
 from ._measure_layers import ElementaryBlock, MeasurePooling, sinkhorn_attention, softmax_attention
+from ._pairs import ot_cfm_pairs
 from ._policy import GibbsLaw, SoftOptimum, blob_energy, gibbs, soft_bellman
 from ._rollout import Rollout, returns_to_go, rollout, swing_ups, vector_environment
 from ._scores import ModeScores, mode_scores
