@@ -252,7 +252,7 @@ def test_growth_has_a_line_for_every_solver(alone, monkeypatch):
 
 def test_floors_are_tabulated(alone):
     first, second = floors.run(True)
-    assert len(first.splitlines()) == 5
+    assert len(first.splitlines()) == 6
     assert "stored" in second
 
 
