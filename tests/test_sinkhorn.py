@@ -315,6 +315,14 @@ class TestForbiddenPairs:
         for t in (result.plan, result.f, result.g, result.value, result.cost, result.marginal_error):
             assert torch.isfinite(t).all()
 
+    def test_a_target_that_only_a_source_without_mass_may_reach(self):
+        C = tensor([[0, math.inf], [1, 1]])
+        result = sinkhorn(C, [1.0, 0.0], [1.0, 0.0], eps=0.5)
+        assert result.converged
+        torch.testing.assert_close(result.plan, tensor([[1, 0], [0, 0]]), rtol=0, atol=1e-12)
+        for t in (result.f, result.g, result.value):
+            assert torch.isfinite(t).all()
+
     def test_only_targets_without_mass(self):
         C = tensor([[0, math.inf], [1, 1]])
         with pytest.warns(ConvergenceWarning, match="forbidden"):
