@@ -195,12 +195,15 @@ def test_kernel_agrees_with_the_blocked_one(d, cost, share, exact, fused):
     for scalings in (v, 1 + 1e-3 * v):
         # Where the scalings are near 1, rounding enters in proportion to their distance from 1.
         size = scalings if scalings is v else scalings - 1
-        r, product = blocked.sweep(scalings, lambda r, i: a[i] / r)
-        found_r, found = kernel.sweep(scalings, lambda r, i: a[i] / r)
+        r, product = blocked.sweep(scalings)
+        found_r, found = kernel.sweep(scalings)
         atol = 2 * (kernel.rounding * size.max() + bound).item()
         torch.testing.assert_close(found_r, r, rtol=0, atol=atol)
         torch.testing.assert_close(kernel.rows(scalings), found_r, rtol=0, atol=0)
         torch.testing.assert_close(found, product, rtol=0, atol=atol * (a / r).sum().item())
+        found, product = (k.gram(a, scalings) for k in (kernel, blocked))
+        torch.testing.assert_close(found, product, rtol=0, atol=2 * kernel.rounding * product.max().item())
+    torch.testing.assert_close(kernel.columns(a), c, rtol=0, atol=kernel.rounding + bound)
 
 
 def test_core_loop_with_it():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import pytest
 import torch
 
 from otbook import PointCloudCost, sinkhorn
-from otbook.entropic import _dual, _kernel, _tiles
+from otbook.entropic import _base, _dual, _gradients, _kernel, _rows, _tiles
 from otbook.entropic._kernel import ROUNDING, DenseKernel, PointCloudKernel
 
 from . import checks, problems
@@ -26,7 +27,59 @@ def kernels():
         yield kernel, T, f, c
 
 
-def test_an_exact_absorption():
+@pytest.fixture(params=[_base.NATURAL, _base.BINARY], ids=["exp", "exp2"])
+def base(request, monkeypatch):
+    """Either base of the powers, whichever this processor would have."""
+    for module in (_rows, _tiles, _gradients):
+        monkeypatch.setattr(module, "BASE", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("processor", "library", "expected"),
+    [
+        ("Intel Xeon", True, _base.NATURAL),
+        ("Intel Xeon", False, _base.BINARY),
+        ("AMD EPYC", True, _base.BINARY),
+        ("", False, _base.BINARY),
+    ],
+)
+def test_the_base_of_each_processor(processor, library, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": processor}, raising=False)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: library)
+    assert _base._fastest() is expected
+
+
+def test_an_older_torch_does_not_name_the_processor(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert _base._fastest() is _base.BINARY
+
+
+@pytest.mark.parametrize("cloud", [False, True])
+@pytest.mark.parametrize("eps", [0.5, 1e-4])
+def test_either_base_leads_to_the_same_solution_and_gradients(base, eps, cloud):
+    """With a target that gets nothing, and a forbidden pair where the cost is stored."""
+    x, y, a, b = problems.clouds(9, 6)
+    b[2] = 0.0
+    b = b / b.sum()
+    x.requires_grad_()
+    C = (x[:, None] - y).square().sum(-1)
+    if not cloud:
+        C = C.masked_fill(torch.eye(9, 6, dtype=torch.bool), math.inf)
+    result = sinkhorn(PointCloudCost(x, y) if cloud else C, a, b, eps=eps, tol=1e-12)
+    plan, f, g = result.plan.detach(), result.f.detach(), result.g.detach()
+    expected = a[:, None] * b * ((f[:, None] + g - C.detach()) / eps).exp()
+    torch.testing.assert_close(plan, expected, rtol=1e-9, atol=1e-300)
+    assert (plan[:, 2] == 0).all()
+    assert cloud or (plan.diagonal() == 0).all()
+    torch.testing.assert_close(plan.sum(0), b, rtol=0, atol=1e-11)
+    (dx,) = torch.autograd.grad(result.value, x, retain_graph=True)
+    torch.testing.assert_close(dx, 2 * (plan.sum(1)[:, None] * x - plan @ y).detach(), rtol=0, atol=1e-11)
+    (dx,) = torch.autograd.grad(result.cost, x)
+    assert torch.isfinite(dx).all()
+
+
+def test_an_exact_absorption(base):
     for kernel, T, f, c in kernels():
         C = kernel.C[..., :, :]
         g = torch.linspace(-1, 1, 6, dtype=torch.float64)
@@ -41,11 +94,19 @@ def test_rounding_enters_in_proportion_to_what_has_moved(distance):
     v = 1 + distance * torch.linspace(-0.2, 1, 6, dtype=torch.float64)
     for kernel, T, _, _ in kernels():
         a, bound = kernel.a, 4 * (kernel.rounding + ROUNDING[torch.float32]) * min(1.0, distance) + 1e-15
-        r, product = kernel.sweep(v, lambda r, i, a=a: a[i] / r)
+        r, product = kernel.sweep(v)
         scale = v.max().item()
         torch.testing.assert_close(r, T @ v, rtol=0, atol=bound * scale)
         torch.testing.assert_close(kernel.rows(v), T @ v, rtol=0, atol=bound * scale)
         torch.testing.assert_close(product, (a / (T @ v)) @ T, rtol=0, atol=2 * bound)
+
+
+def test_products_for_linear_systems():
+    v, w = torch.linspace(-2, 1, 6, dtype=torch.float64), torch.linspace(-1, 3, 9, dtype=torch.float64)
+    for kernel, T, _, _ in kernels():
+        atol = 20 * (kernel.rounding + ROUNDING[torch.float32])
+        torch.testing.assert_close(kernel.columns(w), w @ T, rtol=0, atol=atol)
+        torch.testing.assert_close(kernel.gram(w, v), (w * (T @ v)) @ T, rtol=0, atol=atol)
 
 
 def test_a_kept_kernel_is_sharp_and_becomes_the_plan():
@@ -153,32 +214,33 @@ def test_newton_steps_by_conjugate_gradients_and_by_cholesky_agree():
 
 @pytest.mark.parametrize("eps", [0.4, 0.004])
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
-def test_tiles_make_the_kernel_in_one_precision_or_the_other(cost, eps):
+def test_tiles_make_the_kernel_in_one_precision_or_the_other(cost, eps, base, monkeypatch):
     """Also where most entries underflow: they are held at a number that is normal and does not count."""
-    x, y, _, b = problems.clouds(50, 40)
+    monkeypatch.setattr(_rows, "_BLOCK", 600)
+    x, y, a, b = problems.clouds(50, 40)
     C, g = PointCloudCost(x, y, cost), torch.linspace(-0.1, 0.1, 40, dtype=torch.float64)
     E = b.log() + (g - C.dense()) / eps
     T, f = torch.softmax(E, -1), -eps * torch.logsumexp(E, -1)
     for dtype, bound in ((torch.float32, None), (torch.float64, 1e-12)):
         tiles = _tiles.Exponents(C, g / eps + b.log(), eps, dtype)
         bound = bound or 4 * tiles.rounding
-        for i in (slice(0, 30), slice(30, 50)):
-            found, K, total = tiles.half_step(i)
-            torch.testing.assert_close(found.double(), f[i], rtol=0, atol=eps * bound)
-            torch.testing.assert_close(K.double() / total[:, None].double(), T[i], rtol=0, atol=bound)
-            paid = (T[i] * C.dense()[i]).sum(-1)
-            torch.testing.assert_close(tiles.paid(f[i], K, total).double(), paid, rtol=0, atol=3 * bound)
+        assert 1 < len(tiles.tiles) < 50
+        found, columns, paid = tiles.half_step(a, paid=True)
+        torch.testing.assert_close(found, f, rtol=0, atol=eps * bound)
+        torch.testing.assert_close(columns, a @ T, rtol=0, atol=bound)
+        torch.testing.assert_close(paid, (T * C.dense()).sum(-1), rtol=0, atol=3 * bound)
+        torch.testing.assert_close(tiles.half_step(a, paid=False), (found, columns, None), rtol=0, atol=0)
         tiles.absorb(f)
-        for i in (slice(0, 30), slice(30, 50)):
-            K = tiles.kernel(i)
-            torch.testing.assert_close(K.double(), T[i], rtol=0, atol=bound)
+        for tile in tiles.tiles:
+            K = tiles.kernel(tile)
+            torch.testing.assert_close(K.double(), T[tile.rows], rtol=0, atol=bound)
             # Above the largest denormal number, by far.
-            assert K.min() >= 0.9 * 2**-_tiles.CUT or tiles.deep <= _tiles.CUT
-    assert eps > 0.1 or cost == "cosine" or tiles.deep > _tiles.CUT, "the instance must underflow"
+            assert K.min() >= 0.9 * math.exp(-_tiles.CUT) or base.ln * tiles.deep <= _tiles.CUT
+    assert eps > 0.1 or cost == "cosine" or base.ln * tiles.deep > _tiles.CUT, "the instance must underflow"
 
 
 @pytest.mark.parametrize("eps", [1.0, 0.01])
-def test_a_target_without_mass_gets_nothing(eps):
+def test_a_target_without_mass_gets_nothing(eps, base):
     """Not even the number at which entries are held that do not count."""
     x, y, a, b = problems.clouds(9, 6)
     b[2] = 0.0
@@ -186,7 +248,7 @@ def test_a_target_without_mass_gets_nothing(eps):
     _, c = kernel.absorb(torch.zeros(6, dtype=torch.float64), eps, exact=True)
     assert c[2] == 0
     v = torch.linspace(0.5, 3, 6, dtype=torch.float64)
-    assert kernel.sweep(v, lambda r, i: a[i] / r)[1][2] == 0
+    assert kernel.sweep(v)[1][2] == 0
     S = kernel.laplacian(torch.ones_like(a), v)
     assert (S[2] == 0).all()
     assert (S[:, 2] == 0).all()
@@ -194,29 +256,29 @@ def test_a_target_without_mass_gets_nothing(eps):
 
 @pytest.mark.parametrize("recent", [1, 7, 1000])
 def test_column_sums_over_many_blocks(recent, monkeypatch):
-    monkeypatch.setattr(_kernel, "_RECENT", recent)
+    monkeypatch.setattr(_tiles, "_RECENT", recent)
     K = torch.rand(60, 5, generator=torch.Generator().manual_seed(0))
     w = torch.linspace(-1, 3, 60, dtype=torch.float64)
-    sums = _kernel._ColumnSums(torch.ones(5, dtype=torch.float64), torch.float32)
+    sums = _tiles.ColumnSums(torch.ones(5, dtype=torch.float64), torch.float32)
     for i in range(0, 60, 4):
-        sums.add(K[i : i + 4], w[i : i + 4])
+        sums.add(K[i : i + 4].mT, w[i : i + 4])
     found = sums.total()
     assert found.dtype == torch.float64
     torch.testing.assert_close(found, w @ K.double(), rtol=1e-6, atol=0)
     torch.testing.assert_close(sums.total(), found, rtol=0, atol=0)
-    batch = _kernel._ColumnSums(torch.ones(3, 5, dtype=torch.float64), torch.float32)
+    batch = _tiles.ColumnSums(torch.ones(3, 5, dtype=torch.float64), torch.float32)
     for i in range(0, 20, 4):
-        batch.add(K.view(3, 20, 5)[:, i : i + 4], w.view(3, 20)[:, i : i + 4])
+        batch.add(K.view(3, 20, 5)[:, i : i + 4].mT, w.view(3, 20)[:, i : i + 4])
     torch.testing.assert_close(batch.total().sum(0), found, rtol=1e-6, atol=0)
 
 
 def test_many_terms_are_summed_in_float64(monkeypatch):
     """A million terms, of which float32 alone would lose three digits more."""
     ones, share, errors = torch.ones(20, 1), torch.full((20,), 0.1, dtype=torch.float64), []
-    for recent in (_kernel._RECENT, 10**9):
-        monkeypatch.setattr(_kernel, "_RECENT", recent)
-        sums = _kernel._ColumnSums(torch.ones(1, dtype=torch.float64), torch.float32)
+    for recent in (_tiles._RECENT, 10**9):
+        monkeypatch.setattr(_tiles, "_RECENT", recent)
+        sums = _tiles.ColumnSums(torch.ones(1, dtype=torch.float64), torch.float32)
         for _ in range(50_000):
-            sums.add(ones, share)
+            sums.add(ones.mT, share)
         errors.append(abs(sums.total().item() / 1e5 - 1))
     assert errors[0] < 1e-6 < 1e-4 < errors[1]

@@ -8,7 +8,6 @@ most. What the core loop decides on is the same everywhere, so all processes tak
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -148,21 +147,29 @@ class ShardedKernel(PointCloudKernel):
     def absorb(self, g: Tensor, eps: float, *, exact: bool) -> tuple[Tensor, Tensor]:
         """Remember g and the half-step f of these rows; returns f and the column sums over all rows."""
         f, c = super().absorb(g, eps, exact=exact)
-        self.columns = self.sum(c)
+        self.received = self.sum(c)
         self.rounding = self.largest(self.rounding)
         # A sweep starts from these column sums, which the processes together may count only once.
-        self.c = self.columns if self.first else torch.zeros_like(c)
-        return f, self.columns
+        self.c = self.received if self.first else torch.zeros_like(c)
+        return f, self.received
 
     def measure(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What g leads to: f and the row sums of these rows, the column sums and the cost of all."""
         f, rows, _, transport = super().measure(g, eps)
-        return f, rows, self.columns, transport
+        return f, rows, self.received, transport
 
-    def sweep(self, v: Tensor, middle: Any, near: bool | None = None) -> tuple[Tensor, Tensor]:
-        """The products T v for these rows and Tᵀ w over all rows."""
-        r, product = super().sweep(v, middle, near)
+    def columns(self, w: Tensor) -> Tensor:
+        """The product Tᵀ w over all rows."""
+        return self.sum(super().columns(w))
+
+    def sweep(self, v: Tensor, near: bool | None = None) -> tuple[Tensor, Tensor]:
+        """The product r = T v for these rows, and Tᵀ(a/r) over all rows."""
+        r, product = super().sweep(v, near)
         return r, self.sum(product)
+
+    def gram(self, w: Tensor, v: Tensor) -> Tensor:
+        """The product Tᵀ diag(w) T v over all rows."""
+        return self.sum(super().gram(w, v))
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all rows of all processes."""

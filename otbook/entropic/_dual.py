@@ -104,9 +104,6 @@ def _stage(
     idle = (kernel.b == 0).to(a.dtype)
     b = kernel.b + idle
 
-    def divide(r: Tensor, i: slice) -> Tensor:
-        return a[..., i] / (or_one(r) if kernel.gaps else r)  # a source with nowhere to go is left alone
-
     steps, last, exact, final = 0, math.inf, False, goal < STAGE_TOL
     while True:
         exact = exact or (kernel.eager and final)
@@ -142,7 +139,7 @@ def _stage(
             drift = _largest(log_v.abs())
             v = log_v.exp()
             for _ in range(2):  # once more where float64 takes over
-                r, product = kernel.sweep(v, divide, near=drift < NEAR)
+                r, product = kernel.sweep(v, near=drift < NEAR)
                 c = torch.addcmul(idle, v, product)
                 errors = measure(c, b)
                 # T is stochastic, so r = T v lies between the least and the largest v: it drifts no
@@ -195,7 +192,7 @@ class Newton:
         accuracy = min(0.1, max(0.01, (b - c).abs().sum(-1).max().item()))
 
         def S(p: Tensor) -> Tensor:
-            return c * p - v * kernel.sweep(v * p, lambda r, i: w[..., i] * r, near=False)[1]
+            return c * p - v * kernel.gram(w, v * p)
 
         return conjugate_gradients(S, b - c, inverse, accuracy, limit)
 
@@ -210,14 +207,14 @@ class Newton:
         For a quadratic it is the condition of sufficient ascent, and unlike a difference of dual
         values it stays meaningful down to rounding. The first trial keeps within the drift.
         """
-        kernel, a, b = self.kernel, self.kernel.a, self.kernel.b
+        kernel, b = self.kernel, self.kernel.b
         slope = ((b - c) * x).sum(-1, keepdim=True)
         t = ratio(torch.full_like(slope, 0.9 * DRIFT), x.abs().amax(-1, keepdim=True)).clamp(max=1.0)
         trials = 0
         while trials < limit:
             trials += 1
             w = v * (t * x).exp()
-            _, product = kernel.sweep(w, lambda r, i: a[..., i] / or_one(r))
+            _, product = kernel.sweep(w)
             new = ((b - w * product) * x).sum(-1, keepdim=True)
             over = new < -0.5 * slope
             if not over.any():

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ..costs import PointCloudCost
-from ._kernel import COARSE, Middle, PointCloudKernel, _centre
+from ._kernel import COARSE, PointCloudKernel, near_one
 from ._tiles import Exponents
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ class FusedKernel(PointCloudKernel):
         else:
             f = softmin(x, y, eps * right, eps, cost=cost)
             # For Newton's matrix, which is made of blocks.
-            self.E, self.measured = Exponents(self.C, right, eps, self.wanted), None
+            self.E, self.measured, self.parts = Exponents(self.C, right, eps, self.wanted), None, None
             self.E.absorb(f)
         if self.fused:
             left, self.rounding = f / eps, rounding
@@ -145,15 +145,25 @@ class FusedKernel(PointCloudKernel):
         """The product T v."""
         if not self.fused:
             return super().rows(v)
-        s = _centre(v)
-        return s + self.products(v - s)
+        return 1 + self.products(v - 1) if near_one(v) else self.products(v)
 
-    def sweep(self, v: Tensor, middle: Middle, near: bool | None = None) -> tuple[Tensor, Tensor]:
-        """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in two passes."""
+    def columns(self, w: Tensor) -> Tensor:
+        """The product Tᵀ w."""
+        return self.transposed(w) if self.fused else super().columns(w)
+
+    def sweep(self, v: Tensor, near: bool | None = None) -> tuple[Tensor, Tensor]:
+        """The products r = T v and Tᵀ(a/r), in two passes."""
         if not self.fused:
-            return super().sweep(v, middle, near)
-        s, r = _centre(v), self.rows(v)
-        return r, s * self.c + self.transposed(middle(r, slice(None)) - s * self.a)
+            return super().sweep(v, near)
+        if near_one(v) if near is None else near:
+            m = self.products(v - 1)
+            return 1 + m, self.c - self.transposed(self.a * m / (1 + m))
+        r = self.products(v)
+        return r, self.transposed(self.a / r)
+
+    def gram(self, w: Tensor, v: Tensor) -> Tensor:
+        """The product Tᵀ diag(w) T v, in two passes."""
+        return self.transposed(w * self.products(v)) if self.fused else super().gram(w, v)
 
 
 def _rounding(C: PointCloudCost, eps: float) -> float:

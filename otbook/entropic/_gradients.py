@@ -22,13 +22,14 @@ from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
 from ..costs import PointCloudCost
+from ._base import BASE
 from ._kernel import DenseKernel, PointCloudKernel
 from ._laplacian import laplacian_solve
-from ._rows import LOG_2, blocks, plan_rows
+from ._rows import blocks, plan_rows
 from ._tiles import Exponents
 
-#: A power of 2 higher than this is not needed: an entry of q is at most 1/a_i or 1/b_j where one is positive.
-_LARGEST = 860.0
+#: exp of more than this is not needed: an entry of q is at most 1/a_i or 1/b_j where one is positive.
+_LARGEST = 596.0
 
 Make = Callable[..., Tensor | PointCloudCost]
 
@@ -173,8 +174,7 @@ def _adjoint(
         in_f = in_f.clone()
         for i, _, q in _densities(C, f, g, eps):
             in_f[..., i] -= a[..., i] * (q @ known[..., None]).squeeze(-1)
-    _, image = kernel.sweep(torch.zeros_like(b), lambda _, i: in_f[..., i])
-    x = laplacian_solve(kernel, c, torch.where(massless, 0.0, in_g - image))
+    x = laplacian_solve(kernel, c, torch.where(massless, 0.0, in_g - kernel.columns(in_f)))
     mu = torch.where(massless, in_g, c * x)
     return in_f - a * kernel.rows(x), mu
 
@@ -225,8 +225,8 @@ def _pull_back_squares(
     from_x = w * torch.cat([torch.ones_like(x[..., :1]), x], -1)
     from_y = torch.cat([torch.ones_like(y[..., :1]), y], -1)
     at_x, at_y = torch.zeros_like(from_x), torch.zeros_like(from_y)
-    for i in blocks(C, f.dtype):
-        K = E.kernel(i)
+    for tile in E.tiles:
+        i, K = tile.rows, E.kernel(tile)
         if wanted[0]:
             at_x[..., i, :] = w[..., i, :] * (K @ from_y)
         if wanted[1]:
@@ -239,9 +239,9 @@ def _pull_back_squares(
 
 def _density(C: Tensor, f: Tensor, g: Tensor, eps: float) -> Tensor:
     """The Gibbs density q_ij = exp((f_i + g_j − C_ij)/ε)."""
-    eta = eps * LOG_2
+    eta = eps * BASE.ln
     E = torch.add((g / eta).unsqueeze(-2), C, alpha=-1 / eta)
-    return E.add_((f / eta).unsqueeze(-1)).clamp_(max=_LARGEST).exp2_()
+    return BASE.power(E.add_((f / eta).unsqueeze(-1)).clamp_(max=_LARGEST / BASE.ln), out=E)
 
 
 def _densities(

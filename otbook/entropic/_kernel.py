@@ -5,22 +5,25 @@ where the plan sends point i. Its rows sum to 1, so nothing that matters can und
 iteration is a pair of plain matrix–vector products.
 
 Potentials are kept in float64; the products are done in float32, whatever the dtype of C. Since
-T1 = 1 and Tᵀa = c are known, T v = s1 + T(v − s1) for every number s; with s = 1 the rounding of T
-enters only in proportion to how far the scalings v have moved. So a few absorptions reach any tolerance.
+T1 = 1 and Tᵀa = c are known, T v = 1 + m with m = T(v − 1), and Tᵀ(a/(1 + m)) = c − Tᵀ(a m/(1 + m)). So
+rounding enters only in proportion to how far the scalings v are from 1, and few absorptions are needed.
 A small kernel is kept in float64 besides, for the last products and for the plan, which saves one absorption.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold_
 
 from ..costs import PointCloudCost
-from ._rows import LEAST_SHARE, blocks, half_step
-from ._tiles import Exponents
+from ._base import LEAST_SHARE
+from ._rows import blocks, half_steps
+from ._tiles import ColumnSums, Exponents, Tile, times
 
 #: Scalings may drift to exp(±DRIFT) before they are absorbed.
 DRIFT = 12.0
@@ -40,12 +43,6 @@ _KEPT, _EAGER = 1 << 22, 1 << 20
 
 #: Newton's matrix may have this many entries where the kernel itself is not stored.
 _FACTORISABLE = 1 << 22
-
-#: Products with this many rows are added up in float32 before float64 takes over.
-_RECENT = 128
-
-#: How the rows r = T v (those of a slice) become the weights w of the column product Tᵀ w.
-Middle = Callable[[Tensor, slice], Tensor]
 
 
 class DenseKernel:
@@ -71,7 +68,7 @@ class DenseKernel:
 
     def __init__(self, C: Tensor, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.C, self.a, self.b, self.wanted = C, a, b, dtype
-        self.rough_T = torch.empty(C.shape, dtype=dtype, device=C.device)
+        self.rough_T, self.rough_a = torch.empty(C.shape, dtype=dtype, device=C.device), a.to(dtype)
         self.keeps, self.gaps = dtype != a.dtype and C.numel() <= _KEPT, True
         self.eager = self.keeps and C.numel() <= _EAGER
         # Newton's matrix is m × m: not much larger than C, or else small.
@@ -86,16 +83,14 @@ class DenseKernel:
         self._begin(exact)
         f, self.c = torch.empty_like(self.a), torch.zeros_like(self.b)
         rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
-        for i in blocks(self.C):
-            C, a = self.C[..., i, :], self.a[..., i]
-            rough = self.T[..., i, :]
-            room = None if self.exact_T is None else self.exact_T[..., i, :]
-            f[..., i], T = half_step(C, g, self.b, eps, room if exact else rough)
-            self.c += _times(T.mT, a)
+        for i, f_i, T in half_steps(self.C, g, self.b, eps, self.exact_T if exact else self.T):
+            f[..., i], a = f_i, self.a[..., i]
+            self.c += times(T.mT, a.to(T.dtype))
             if exact:
-                threshold_(rough.copy_(T), 2.0 ** LEAST_SHARE[rough.dtype], 0.0)
+                rough = self.T[..., i, :]
+                threshold_(rough.copy_(T), math.exp(LEAST_SHARE[rough.dtype]), 0.0)
             if exact and not self.keeps:
-                rows[..., i], paid[..., i] = a * T.sum(-1), a * _paid(T.mul_(C))
+                rows[..., i], paid[..., i] = a * T.sum(-1), a * _paid(T.mul_(self.C[..., i, :]))
         self.measured = (g, eps, f, rows, paid) if exact and not self.keeps else None
         return f, self.c
 
@@ -103,7 +98,8 @@ class DenseKernel:
         """Change over to T in float64, if it was kept; says whether this is news."""
         if self.exact_T is None or self.sharp:
             return False
-        self.T, self.rounding, self.sharp = self.exact_T, ROUNDING[self.exact_T.dtype], True
+        self.T, self.mass, self.sharp = self.exact_T, self.a, True
+        self.rounding = ROUNDING[self.T.dtype]
         return True
 
     def measure(self, g: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -119,27 +115,42 @@ class DenseKernel:
         """Measure g and f where the plan is known: diag(left) T diag(right), with T in float64."""
         self.plan, self.exact_T, self.c = self.exact_T, None, torch.zeros_like(self.b)
         rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
+        room = None
         for i in blocks(self.C):
             P = self.plan[..., i, :].mul_(left[..., i, None]).mul_(right.unsqueeze(-2))
+            room = torch.empty_like(P) if room is None else room
             self.c += P.sum(-2)
-            rows[..., i], paid[..., i] = P.sum(-1), _paid(P * self.C[..., i, :])
+            moved = torch.mul(P, self.C[..., i, :], out=room[..., : P.shape[-2], :])
+            rows[..., i], paid[..., i] = P.sum(-1), _paid(moved)
         self.measured = (g, eps, f, rows, paid)
 
     def _begin(self, exact: bool) -> None:
-        self.T, self.rounding, self.sharp, self.plan = self.rough_T, ROUNDING[self.wanted], False, None
+        self.T, self.mass, self.sharp, self.plan = self.rough_T, self.rough_a, False, None
+        self.rounding = ROUNDING[self.wanted]
         self.exact_T = torch.empty_like(self.T, dtype=self.a.dtype) if exact and self.keeps else None
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
-        s = _centre(v)
-        return s + _times(self.T, v - s) if s else _times(self.T, v)
+        if near_one(v):
+            return 1 + times(self.T, (v - 1).to(self.T.dtype)).to(v.dtype)
+        return times(self.T, v.to(self.T.dtype)).to(v.dtype)
 
-    def sweep(self, v: Tensor, middle: Middle, near: bool | None = None) -> tuple[Tensor, Tensor]:
-        """The products r = T v and Tᵀ w, where w = ``middle``(r, rows); ``near``, if all v are near 1."""
-        s = _centre(v) if near is None else float(near)
-        r = s + _times(self.T, v - s) if s else _times(self.T, v)
-        w = middle(r, slice(None))
-        return r, self.c + _times(self.T.mT, w - self.a) if s else _times(self.T.mT, w)
+    def columns(self, w: Tensor) -> Tensor:
+        """The product Tᵀ w."""
+        return times(self.T.mT, w.to(self.T.dtype)).to(w.dtype)
+
+    def sweep(self, v: Tensor, near: bool | None = None) -> tuple[Tensor, Tensor]:
+        """The products r = T v and Tᵀ(a/r), an iteration of Sinkhorn; ``near``, if all v are near 1."""
+        if near_one(v) if near is None else near:
+            m = times(self.T, (v - 1).to(self.T.dtype))
+            return 1 + m.to(v.dtype), self.c - times(self.T.mT, self.mass * m / (1 + m)).to(v.dtype)
+        r = times(self.T, v.to(self.T.dtype))
+        w = self.mass / (torch.where(r > 0, r, 1.0) if self.gaps else r)  # nothing leaves an empty row
+        return r.to(v.dtype), times(self.T.mT, w).to(v.dtype)
+
+    def gram(self, w: Tensor, v: Tensor) -> Tensor:
+        """The product Tᵀ diag(w) T v."""
+        return times(self.T.mT, w.to(self.T.dtype) * times(self.T, v.to(self.T.dtype))).to(v.dtype)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum over all rows."""
@@ -165,11 +176,23 @@ class DenseKernel:
         yield slice(None), self.T
 
 
+class _Part(NamedTuple):
+    """A tile, the weights of its rows, and the memory for their sums: both, K1 and K v."""
+
+    tile: Tile
+    a: Tensor
+    sums: Tensor
+    total: Tensor
+    moved: Tensor
+
+
 class PointCloudKernel(DenseKernel):
     """The kernel T of a :class:`~otbook.costs.PointCloudCost`: its rows are made anew when needed.
 
     Memory is O(n + m). A sweep makes each block of rows once and uses it for both products.
     """
+
+    parts: list[_Part] | None = None
 
     def __init__(self, C: PointCloudCost, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.C, self.a, self.b, self.wanted = C, a, b, dtype
@@ -184,65 +207,68 @@ class PointCloudKernel(DenseKernel):
         if self.E.rounding > COARSE:
             self.E = E
         self.rounding = self.E.rounding + ROUNDING[self.E.dtype]
-        f, paid, columns = torch.empty_like(self.a), torch.empty_like(self.a), _ColumnSums(self.b, E.dtype)
-        for i in blocks(self.C, E.dtype):
-            f[..., i], K, total = E.half_step(i)
-            columns.add(K, self.a[..., i] / total)
-            if exact:
-                paid[..., i] = self.a[..., i] * E.paid(f[..., i], K, total)
+        f, self.c, paid = E.half_step(self.a, paid=exact)
         self.E.absorb(f)
-        self.c = columns.total()
-        self.measured = (g, eps, f, self.a, paid) if exact else None
+        self.parts = None
+        self.measured = (g, eps, f, self.a, self.a * paid) if exact else None
         return f, self.c
 
     def rows(self, v: Tensor) -> Tensor:
         """The product T v."""
-        s = _centre(v)
-        return s + torch.cat([moved for _, _, _, moved in self._products(v - s)], -1)
+        near = near_one(v)
+        for _ in self._products(v - 1 if near else v):
+            pass
+        return self._rows(v.dtype, near)
 
-    def sweep(self, v: Tensor, middle: Middle, near: bool | None = None) -> tuple[Tensor, Tensor]:
-        """The products r = T v and Tᵀ w, where w = ``middle``(r, rows), in one pass."""
-        s = _centre(v) if near is None else float(near)
-        r, columns = torch.empty_like(self.a), _ColumnSums(self.b, self.E.dtype)
-        for i, K, total, moved in self._products(v - s):
-            r[..., i] = s + moved
-            columns.add(K, (middle(r[..., i], i) - s * self.a[..., i]) / total)
-        return r, s * self.c + columns.total()
+    def columns(self, w: Tensor) -> Tensor:
+        """The product Tᵀ w."""
+        columns, w = ColumnSums(self.b, self.E.dtype), w.to(self.E.dtype)
+        for p in self._products(torch.zeros_like(self.b)):
+            columns.add(p.tile.E_T, w[..., p.tile.rows] / p.total)
+        return columns.total()
 
-    def _products(self, v: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-        """Rows, K = diag(total) T there, their total (1 but for rounding), and the product T v."""
+    def sweep(self, v: Tensor, near: bool | None = None) -> tuple[Tensor, Tensor]:
+        """The products r = T v and Tᵀ(a/r), in one pass."""
+        near, columns = near_one(v) if near is None else near, ColumnSums(self.b, self.E.dtype)
+        for p in self._products(v - 1 if near else v):
+            # In terms of r = s + moved/total these are (s a − a/r)/total and (a/r)/total.
+            w = (p.a * p.moved).div_((p.total + p.moved).mul_(p.total)) if near else p.a / p.moved
+            columns.add(p.tile.E_T, w)
+        return self._rows(v.dtype, near), self.c - columns.total() if near else columns.total()
+
+    def gram(self, w: Tensor, v: Tensor) -> Tensor:
+        """The product Tᵀ diag(w) T v, in one pass."""
+        columns, w = ColumnSums(self.b, self.E.dtype), w.to(self.E.dtype)
+        for p in self._products(v):
+            columns.add(p.tile.E_T, (w[..., p.tile.rows] * p.moved).div_(p.total).div_(p.total))
+        return columns.total()
+
+    def _products(self, v: Tensor) -> Iterator[_Part]:
+        """Tile by tile K = diag(total) T, its row sums ``total``, 1 but for rounding, and ``moved`` = K v."""
         pair = torch.stack([torch.ones_like(v), v], -2).to(self.E.dtype)
-        for i in blocks(self.C, self.E.dtype):
-            K = self.E.kernel(i)
-            total, moved = (pair @ K.mT).to(v.dtype).unbind(-2)
-            yield i, K, total, moved / total
+        product = torch.mm if v.ndim == 1 else torch.matmul
+        for part in self._parts():
+            self.E.kernel(part.tile)
+            product(pair, part.tile.E_T, out=part.sums)
+            yield part
+
+    def _parts(self) -> list[_Part]:
+        """What belongs to each tile, made once for all products."""
+        if self.parts is None:
+            a = self.a.to(self.E.dtype)
+            self.sums = a.new_empty(*a.shape[:-1], 2, a.shape[-1])
+            tiles = ((tile, self.sums[..., tile.rows]) for tile in self.E.tiles)
+            self.parts = [_Part(t, a[..., t.rows], sums, *sums.unbind(-2)) for t, sums in tiles]
+        return self.parts
+
+    def _rows(self, dtype: torch.dtype, near: bool) -> Tensor:
+        """T v from what the last products left."""
+        total, moved = self.sums.to(dtype).unbind(-2)
+        return moved.div_(total).add_(1) if near else moved.div_(total)
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        for i, K, total, _ in self._products(torch.zeros_like(self.b)):
-            yield i, K / total.unsqueeze(-1)
-
-
-class _ColumnSums:
-    """The sum of Kᵀ w over blocks of rows: in the precision of K for some rows, then in that of b."""
-
-    def __init__(self, b: Tensor, dtype: torch.dtype) -> None:
-        self.sums, self.recent, self.rows = torch.zeros_like(b), torch.zeros_like(b, dtype=dtype), 0
-
-    def add(self, K: Tensor, w: Tensor) -> None:
-        if self.rows + K.shape[-2] > _RECENT:
-            self.total()
-        w = w.to(K.dtype)
-        if K.ndim == 2:
-            self.recent.addmv_(K.mT, w)
-        else:
-            self.recent += (w.unsqueeze(-2) @ K).squeeze(-2)
-        self.rows += K.shape[-2]
-
-    def total(self) -> Tensor:
-        self.sums += self.recent
-        self.recent.zero_()
-        self.rows = 0
-        return self.sums
+        for p in self._products(torch.zeros_like(self.b)):
+            yield p.tile.rows, p.tile.E / p.total.unsqueeze(-1)
 
 
 def _paid(moved: Tensor) -> Tensor:
@@ -251,13 +277,6 @@ def _paid(moved: Tensor) -> Tensor:
     return paid if torch.isfinite(paid).all() else moved.nan_to_num_(0.0).sum(-1)
 
 
-def _centre(v: Tensor) -> float:
-    """The number s of T v = s1 + T(v − s1): 1 if all scalings v are near 1, else 0."""
-    return float(v.log().abs().max().item() < NEAR)
-
-
-def _times(T: Tensor, v: Tensor) -> Tensor:
-    """T v, for T (…, n, m) and v (…, m); a row times a matrix is what batches multiply fastest."""
-    v_T = v.to(T.dtype)
-    product = T @ v_T if T.ndim == 2 else (v_T.unsqueeze(-2) @ T.mT).squeeze(-2)
-    return product.to(v.dtype)
+def near_one(v: Tensor) -> bool:
+    """Whether all scalings v are near 1."""
+    return v.log().abs().max().item() < NEAR

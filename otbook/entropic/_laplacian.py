@@ -62,14 +62,13 @@ def laplacian_solve(kernel: DenseKernel, c: Tensor, r: Tensor) -> Tensor:
     """Solve S x = r to working precision for the plan diag(a) T with column sums c, r summing to 0."""
     limit = min(SOLVE_LIMIT, c.shape[-1] // 10 + 50) if kernel.factorisable else SOLVE_LIMIT
     inverse = ratio(torch.ones_like(c), c)
-    w = kernel.a
 
     def S(p: Tensor) -> Tensor:
-        return c * p - kernel.sweep(p, lambda r, i: w[..., i] * r, near=False)[1]
+        return c * p - kernel.gram(kernel.a, p)
 
     x, _, solved = conjugate_gradients(S, r, inverse, 1e-12, limit)
     if not solved and kernel.factorisable:
-        exact, failed = cholesky_solve(kernel, torch.ones_like(w), torch.ones_like(c), r)
+        exact, failed = cholesky_solve(kernel, torch.ones_like(kernel.a), torch.ones_like(c), r)
         x = torch.where(failed, x, exact)
         solved = not failed.any()
     left = ((S(x) - r).abs().sum(-1) / r.abs().sum(-1).clamp(min=1e-300)).max().item()

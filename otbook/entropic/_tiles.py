@@ -2,40 +2,55 @@
 
 For the squared Euclidean cost C_ij = ‖x_i‖² + ‖y_j‖² − 2⟨x_i, y_j⟩, and for the cosine cost
 C_ij = 1 − ⟨x_i, y_j⟩ for unit vectors. What depends on i alone stays out: a softmax does not see it. What
-depends on j alone joins the clouds as one more coordinate. All exponents are in bits (see ``_rows``).
+depends on j alone joins the clouds as one more coordinate. Kernels are powers of B, e or 2 (see ``_base``).
 """
 
 from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..costs import PointCloudCost
-from ._rows import LEAST_SHARE, LOG_2
+from ._base import BASE, LEAST_SHARE
+from ._rows import blocks
 
-#: Entries of T below 2^−CUT do not count, in either precision.
+#: Entries of T below exp(−CUT) do not count, in either precision.
 CUT = -LEAST_SHARE[torch.float32]
+
+#: Products with this many rows are added up in float32 before float64 takes over.
+_RECENT = 128
 
 #: Stands for −∞, which a matrix product might multiply by 0.
 _NEVER = -1e30
 
 
+class Tile(NamedTuple):
+    """Some rows of a matrix of exponents: which, of which points, the memory for them, also transposed."""
+
+    rows: slice
+    x: Tensor
+    E: Tensor
+    E_T: Tensor
+
+
 class Exponents:
-    """The matrix E_ij = (right_j − C_ij/ε)/log 2 + shift_i; ``E.rows(i)`` makes a slice of it.
+    """The matrix E_ij = (right_j − C_ij/ε)/ln B + shift_i; ``fill`` makes the rows of one of its ``tiles``.
 
     ``right`` (…, m) may be −∞. The clouds are centred, in the precision of ``right``, before anything is
     rounded; ``rounding`` bounds the error of an entry that counts. The tiles share one piece of memory:
     each is gone when the next is made.
     """
 
-    #: The memory of the tiles, and of what is made of one while it is still needed.
-    tile: Tensor | None = None
+    #: Memory for what is made of a tile while that is still needed.
     other: Tensor | None = None
 
     def __init__(self, C: PointCloudCost, right: Tensor, eps: float, dtype: torch.dtype) -> None:
         x, y = C.x.to(right.dtype), C.y.to(right.dtype)
-        right, eps = right / LOG_2, eps * LOG_2  # so that 2^E is meant from here on
-        self.eps, self.dtype, self.distance = eps, dtype, C.cost == "euclidean"
+        right, eps = right / BASE.ln, eps * BASE.ln  # so that B^E is meant from here on
+        self.C, self.eps, self.dtype, self.distance = C, eps, dtype, C.cost == "euclidean"
         self.known, self.left = torch.where(right > _NEVER, right, 0.0), None
         if C.cost == "cosine":
             x, y = (z / torch.linalg.vector_norm(z, dim=-1, keepdim=True) for z in (x, y))
@@ -50,7 +65,7 @@ class Exponents:
         self.never = never.unsqueeze(-2) if never.any() else None
         right = right.clamp(min=_NEVER)
         largest = C.bound() / eps + torch.where(right > _NEVER, right.abs(), 0.0).amax().item()
-        self.rounding, self.deep = torch.finfo(dtype).eps * (1 + largest * LOG_2), largest
+        self.rounding, self.deep = torch.finfo(dtype).eps * (1 + largest * BASE.ln), largest
         if self.distance:
             self.x, self.y, self.right = x.to(dtype), y.to(dtype), right.to(dtype)
         else:
@@ -60,53 +75,90 @@ class Exponents:
             self.y = self.y.to(dtype).mT.contiguous()
 
     def absorb(self, f: Tensor) -> None:
-        """Add f_i/η − shift_i to each row, after which E_ij = f_i/η + right_j − C_ij/η, η = ε log 2."""
+        """Add f_i/η − shift_i to each row, after which E_ij = f_i/η + right_j − C_ij/η, η = ε ln B."""
         self.left = (f / self.eps - self.shift).to(self.dtype)
         self.deep += self.left.abs().amax().item()
         if not self.distance:
             self.x[..., -1] = self.left
 
-    def rows(self, i: slice) -> Tensor:
-        """The rows E_i of a slice, shape (…, r, m)."""
-        x = self.x[..., i, :]
-        self.tile = _room(self.tile, x, self.y.shape[-2 if self.distance else -1])
-        E = self.tile[..., : x.shape[-2], :]
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        """All rows, in blocks."""
+        slices, m = blocks(self.C, self.dtype), self.y.shape[-2 if self.distance else -1]
+        room = self.x.new_empty(*self.x[..., slices[0], 0].shape, m)
+        parts = ((i, x, room[..., : x.shape[-2], :]) for i in slices for x in (self.x[..., i, :],))
+        return [Tile(i, x, E, E.mT) for i, x, E in parts]
+
+    def fill(self, tile: Tile) -> Tensor:
+        """The exponents of a tile, shape (…, r, m)."""
+        i, x, E, _ = tile
         if not self.distance:
-            return torch.matmul(x, self.y, out=E)
+            return torch.mm(x, self.y, out=E) if x.ndim == 2 else torch.matmul(x, self.y, out=E)
         # Distances from inner products would lose half the digits of small ones.
         C = torch.cdist(x, self.y, compute_mode="donot_use_mm_for_euclid_dist")
         torch.add(self.right.unsqueeze(-2), C, alpha=-1 / self.eps, out=E)
         return E if self.left is None else E.add_(self.left[..., i, None])
 
-    def kernel(self, i: slice) -> Tensor:
-        """2^E_i, whose rows sum to 1, but for rounding, once f is absorbed."""
-        E = self.rows(i)
-        deep = self.deep > CUT or self.never is not None
-        return self._closed((E.clamp_(min=-CUT) if deep else E).exp2_())
+    def kernel(self, tile: Tile) -> Tensor:
+        """B^E, whose rows sum to 1, but for rounding, once f is absorbed."""
+        E = self.fill(tile)
+        if self.deep > CUT / BASE.ln or self.never is not None:
+            E.clamp_min_(-CUT / BASE.ln)
+        return self._closed(BASE.power(E, out=E))
 
-    def half_step(self, i: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """f_i = −ε log Σ_j exp(right_j − C_ij/ε), and K_i = 2^E_i up to a factor with its row sums."""
-        E = self.rows(i)
-        peak = E.amax(-1, keepdim=True)
-        self.other = _room(self.other, E, E.shape[-1])
-        K = self._closed(torch.exp2(E.sub_(peak).clamp_(min=-CUT), out=self.other[..., : E.shape[-2], :]))
-        total = K.sum(-1).to(self.shift.dtype)
-        return self.eps * (self.shift[..., i] - peak.squeeze(-1) - total.log2()), K, total
+    def half_step(self, a: Tensor, *, paid: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        """f_i = −ε log Σ_j exp(right_j − C_ij/ε), and the column sums of the plan diag(a) T that f leads to.
 
-    def paid(self, f: Tensor, K: Tensor, total: Tensor) -> Tensor:
-        """Σ_j T_ij C_ij for the rows of the last half-step, where T is K with rows that sum to 1."""
-        spent = self.tile[..., : K.shape[-2], :].mul_(K).sum(-1)
-        arrived = (K @ self.known.to(K.dtype).unsqueeze(-1)).squeeze(-1)
-        return f + self.eps * ((arrived - spent) / total + total.log2())
+        On request also the row sums of T_ij C_ij.
+        """
+        columns, product = ColumnSums(self.known, self.dtype), torch.mm if a.ndim == 1 else torch.matmul
+        pair = torch.stack([torch.ones_like(self.known), self.known], -2).to(self.dtype)
+        peak, spent = self.x.new_empty(2, *a.shape)
+        sums = self.x.new_empty(*a.shape[:-1], 2, a.shape[-1])
+        parts = (z.split(self.tiles[0].x.shape[-2], -1) for z in (a.to(self.dtype), peak, spent, sums))
+        for tile, a_i, peak_i, spent_i, sums_i in zip(self.tiles, *parts, strict=True):
+            E = self.fill(tile)
+            E.sub_(torch.amax(E, -1, out=peak_i).unsqueeze(-1)).clamp_min_(-CUT / BASE.ln)
+            if paid and self.other is None:
+                self.other = torch.empty_like(E)
+            K = self._closed(BASE.power(E, out=self.other[..., : E.shape[-2], :] if paid else E))
+            product(pair, K.mT, out=sums_i)
+            columns.add(K.mT, a_i / sums_i[..., 0, :])
+            if paid:
+                torch.sum(E.mul_(K), -1, out=spent_i)
+        total, arrived = sums.to(self.shift.dtype).unbind(-2)
+        moved = BASE.log(total)
+        f = self.eps * (self.shift - peak - moved)
+        return f, columns.total(), f + self.eps * ((arrived - spent) / total + moved) if paid else None
 
     def _closed(self, K: Tensor) -> Tensor:
         """K without what the clamp left in columns that get nothing."""
         return K if self.never is None else K.masked_fill_(self.never, 0.0)
 
 
-def _room(room: Tensor | None, rows: Tensor, columns: int) -> Tensor:
-    """Memory for a tile with as many rows as ``rows``: what there is, or a new piece."""
-    shape = (*rows.shape[:-1], columns)
-    if room is not None and room.shape[:-2] == shape[:-2] and room.shape[-2] >= shape[-2]:
-        return room
-    return rows.new_empty(shape)
+class ColumnSums:
+    """The sum of Kᵀ w over blocks K of rows: in the precision of K for some rows, then in that of b."""
+
+    def __init__(self, b: Tensor, dtype: torch.dtype) -> None:
+        self.sums, self.recent, self.rows = torch.zeros_like(b), torch.zeros_like(b, dtype=dtype), 0
+
+    def add(self, K_T: Tensor, w: Tensor) -> None:
+        if self.rows + K_T.shape[-1] > _RECENT:
+            self.total()
+        w = w.to(K_T.dtype)
+        if K_T.ndim == 2:
+            self.recent.addmv_(K_T, w)
+        else:
+            self.recent += times(K_T, w)
+        self.rows += K_T.shape[-1]
+
+    def total(self) -> Tensor:
+        self.sums += self.recent
+        self.recent.zero_()
+        self.rows = 0
+        return self.sums
+
+
+def times(T: Tensor, v: Tensor) -> Tensor:
+    """T v, for T (…, n, m) and v (…, m); a row times a matrix is what batches multiply fastest."""
+    return torch.mv(T, v) if T.ndim == 2 else (v.unsqueeze(-2) @ T.mT).squeeze(-2)

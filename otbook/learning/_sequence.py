@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _check, costs
 from .._check import ArrayLike
 from ..entropic import ipot
-from ..entropic._rows import LEAST, LOG_2
+from ..entropic._base import LEAST
 from ..exact import emd
 
 
@@ -221,7 +221,7 @@ def _plan(C: Tensor, a: Tensor, b: Tensor, beta: float, n_steps: int) -> Tensor:
     kernels do as well as logarithms. P^t = diag(U) K^t diag(V) with the powers of K = exp(−C/β) entry by
     entry. The scaling of the columns carries over from step to step: the next one starts from V²/V'.
     """
-    if 2 * n_steps / beta > -LOG_2 * LEAST[C.dtype]:
+    if 2 * n_steps / beta > -LEAST[C.dtype]:
         return ipot(C, a, b, beta=beta, n_outer=n_steps).plan
     K = torch.exp(C / -beta)
     power, empty = torch.ones_like(K), (b == 0).to(b.dtype)[..., None]
