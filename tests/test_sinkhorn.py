@@ -251,6 +251,36 @@ class TestHardCases:
         torch.testing.assert_close(fast.plan, plain.plan, rtol=0, atol=1e-11)
         assert fast.n_iter < plain.n_iter
 
+    def test_groups_that_exchange_nothing_yet(self):
+        """The stages leave 0.6 % of a light source with the wrong target, 3 · 10⁴ ε away in the potential."""
+        C = torch.tensor([[0.9727, 0.5316], [0.6925, 0.0624]], dtype=F64)
+        a, b = torch.tensor([0.07314, 0.92686], dtype=F64), torch.tensor([0.07356, 0.92644], dtype=F64)
+        result = sinkhorn(C, a, b, eps=1e-6, max_iter=500)
+        assert_optimal(C, a, b, 1e-6, result, tol=1e-6)
+        far = C[0, 0] - C[1, 0] - C[0, 1] + C[1, 1]
+        assert far.abs() > 1e4 * 1e-6, "a step that the scalings can hold is a small part of the way"
+
+    def test_a_target_without_mass_holds_nobody_up(self):
+        """Its potential is free: it must not count where a Newton step is cut to what scalings can hold."""
+        rows = [81, 50, 78, 25], [15, 18, 70, 63], [7, 62, 11, 69], [58, 29, 63, 17], [37, 78, 93, 47]
+        C = 0.01 * tensor([*rows, [36, 17, 47, 47]])
+        a, b = tensor([0.0053, 0.0394, 0.2937, 0.0018, 0.4995, 0.1603]), tensor([0.0016, 0, 0.4938, 0.5046])
+        keep = b > 0
+        for eps in (0.03, 0.015, 0.001):
+            without = sinkhorn(C[:, keep], a, b[keep], eps=eps)
+            assert without.n_iter > 20, "the instance must need Newton steps"
+            assert sinkhorn(C, a, b, eps=eps).n_iter <= 1.2 * without.n_iter
+
+    def test_random_weights_and_a_tiny_eps(self):
+        """Two hundred problems, half of them with a target without mass."""
+        for seed in range(10):
+            rng = problems.generator(seed)
+            C = torch.rand(20, 5 + seed % 3, 6, generator=rng, dtype=F64)
+            a, b = (torch.rand(20, k, generator=rng, dtype=F64) ** 3 + 1e-6 for k in C.shape[1:])
+            b[:, 1] *= seed % 2
+            a, b = a / a.sum(-1, keepdim=True), b / b.sum(-1, keepdim=True)
+            assert sinkhorn(C, a, b, eps=1e-6, max_iter=2000).converged
+
 
 class TestZeroWeights:
     @pytest.mark.parametrize("eps", [1.0, 0.01])

@@ -26,6 +26,10 @@ FACTOR, STAGE_TOL = 4.0, 0.01
 #: Newton takes over where Sinkhorn, at its observed rate, would need more iterations than this.
 PATIENCE = 10
 
+#: Where scalings drift all they can and leave more than this share of the error, the way is long; then steps
+#: double, at most so often.
+STALLED, FURTHEST = 0.9, 20
+
 Report = Callable[[int, Tensor, Tensor], None]
 
 
@@ -111,6 +115,7 @@ def _stage(
         r, v, log_v, c = torch.ones_like(a), torch.ones_like(b), torch.zeros_like(b), c + idle
         errors, base = measure(c, b), 0.0 if exact else kernel.rounding
         error, blur, trusted = _largest(errors), base, True
+        began, drift = error, 0.0
         if not exact and error <= 5 * base:
             exact, trusted = True, False  # so close that it takes exact sums to see the error
         while trusted:
@@ -150,6 +155,24 @@ def _stage(
             exact = error <= 5 * blur
             trusted = drift <= DRIFT and not exact
         g = g + eps * log_v
+        if accelerate and drift > DRIFT and error > STALLED * began:
+            g, cost = _further(kernel, g, eps * log_v, eps, max_iter - n_iter)
+            n_iter += cost
+
+
+def _further(kernel: DenseKernel, g: Tensor, d: Tensor, eps: float, limit: int) -> tuple[Tensor, int]:
+    """Go on along d, in steps that double, as long as the semi-dual rises; returns g and the absorptions.
+
+    Where groups of points exchange no mass yet at this ε, the semi-dual is a plane along the way from one
+    to the other, and what the scalings can hold is a small part of that way.
+    """
+    rising, length, n = torch.ones_like(g[..., :1], dtype=torch.bool), 1.0, 0
+    while rising.any() and n < min(limit, FURTHEST):
+        trial = torch.where(rising, g + length * d, g)
+        _, c = kernel.absorb(trial, eps, exact=False)
+        rising = rising & (((kernel.b - c) * d).sum(-1, keepdim=True) > 0)
+        g, length, n = torch.where(rising, trial, g), 2 * length, n + 1
+    return g, n
 
 
 def _largest(x: Tensor) -> float:
@@ -179,7 +202,8 @@ class Newton:
             self.factorise = kernel.factorisable and not solved
         if self.factorise:
             x, cost = self._factorised(u, v, c), cost + 1
-        x = x - (b * x).sum(-1, keepdim=True)
+        # A target without mass stays where it is, and does not shorten the step of the others.
+        x = torch.where(b > 0, x - (b * x).sum(-1, keepdim=True), 0.0)
         t, trials = self._line_search(v, c, x, min(10, budget - cost))
         return t * x, cost + trials
 
