@@ -264,7 +264,8 @@ class PointCloudKernel(DenseKernel):
     def _rows(self, dtype: torch.dtype, near: bool) -> Tensor:
         """T v from what the last products left."""
         total, moved = self.sums.to(dtype).unbind(-2)
-        return moved.div_(total).add_(1) if near else moved.div_(total)
+        r = moved / total  # memory of its own: the next products overwrite the sums
+        return r.add_(1) if near else r
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
         for p in self._products(torch.zeros_like(self.b)):

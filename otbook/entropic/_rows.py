@@ -20,8 +20,9 @@ _MARGIN = 0.01
 
 #: Rows are handled in blocks of about this many float64 entries, so that a block stays in cache.
 _BLOCK = 1 << 17
-#: A block of a point cloud cost reads the targets again, d numbers a column; it has d rows, or this many.
-_ROWS = 64
+#: A block of a point cloud cost reads the targets again, d numbers a column; it has d rows, but neither fewer
+#: nor more than these.
+_ROWS = 8, 64
 #: A batch is cut less finely, and a GPU works best on large blocks.
 _BATCH_BLOCK, _GPU_BLOCK = 1 << 20, 1 << 25
 
@@ -35,7 +36,7 @@ def blocks(C: Tensor | PointCloudCost, dtype: torch.dtype = torch.float64) -> li
         entries = _BATCH_BLOCK
     else:
         entries = 2 * _BLOCK if dtype == torch.float32 else _BLOCK
-    least = min(_ROWS, C.x.shape[-1]) if isinstance(C, PointCloudCost) else 1
+    least = min(max(C.x.shape[-1], _ROWS[0]), _ROWS[1]) if isinstance(C, PointCloudCost) else 1
     size = max(least, entries * n // C.numel())
     return [slice(i, i + size) for i in range(0, n, size)]
 

@@ -7,6 +7,7 @@ depends on j alone joins the clouds as one more coordinate. Kernels are powers o
 
 from __future__ import annotations
 
+import itertools
 from functools import cached_property
 from typing import NamedTuple
 
@@ -86,8 +87,10 @@ class Exponents:
         """All rows, in blocks."""
         slices, m = blocks(self.C, self.dtype), self.y.shape[-2 if self.distance else -1]
         room = self.x.new_empty(*self.x[..., slices[0], 0].shape, m)
-        parts = ((i, x, room[..., : x.shape[-2], :]) for i in slices for x in (self.x[..., i, :],))
-        return [Tile(i, x, E, E.mT) for i, x, E in parts]
+        rows = (self.x[..., i, :] for i in slices)
+        last = room[..., : (self.x.shape[-2] - 1) % room.shape[-2] + 1, :]
+        memory = itertools.chain(itertools.repeat((room, room.mT), len(slices) - 1), [(last, last.mT)])
+        return [Tile(i, x, *E) for i, x, E in zip(slices, rows, memory, strict=True)]
 
     def fill(self, tile: Tile) -> Tensor:
         """The exponents of a tile, shape (…, r, m)."""
