@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from otbook import PointCloudCost, sinkhorn
+from otbook import ConvergenceWarning, PointCloudCost, sinkhorn
 from otbook.entropic import _base, _dual, _gradients, _kernel, _rows, _tiles
 from otbook.entropic._kernel import ROUNDING, DenseKernel, PointCloudKernel
 
@@ -75,8 +75,11 @@ def test_either_base_leads_to_the_same_solution_and_gradients(base, eps, cloud):
     torch.testing.assert_close(plan.sum(0), b, rtol=0, atol=1e-11)
     (dx,) = torch.autograd.grad(result.value, x, retain_graph=True)
     torch.testing.assert_close(dx, 2 * (plan.sum(1)[:, None] * x - plan @ y).detach(), rtol=0, atol=1e-11)
-    (dx,) = torch.autograd.grad(result.cost, x)
+    (dx,) = torch.autograd.grad(result.cost, x, retain_graph=True)
     assert torch.isfinite(dx).all()
+    if eps == 0.5:
+        recorded = sinkhorn(C, a, b, eps=eps, tol=1e-12, max_iter=500, gradient="unrolled")
+        torch.testing.assert_close(dx, torch.autograd.grad(recorded.cost, x)[0], rtol=0, atol=1e-9)
 
 
 def test_an_exact_absorption(base):
@@ -107,6 +110,56 @@ def test_products_for_linear_systems():
         atol = 20 * (kernel.rounding + ROUNDING[torch.float32])
         torch.testing.assert_close(kernel.columns(w), w @ T, rtol=0, atol=atol)
         torch.testing.assert_close(kernel.gram(w, v), (w * (T @ v)) @ T, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_products_keep_the_mass(dtype):
+    """Rows of T sum to 1 by division: a factor of each row, as rounding may leave one, is gone."""
+    x, y, a, b = problems.clouds(9, 6)
+    kernel = PointCloudKernel(PointCloudCost(x, y), a, b, dtype=dtype)
+    kernel.absorb(torch.linspace(-0.1, 0.1, 6, dtype=torch.float64), EPS, exact=False)
+    kernel.E.x[..., -1] += torch.linspace(-0.1, 0.2, 9, dtype=dtype)
+    w = torch.linspace(-1, 3, 9, dtype=torch.float64)
+    torch.testing.assert_close(kernel.columns(w).sum(), w.sum(), rtol=1e-6, atol=0)
+    for v, near in (
+        (torch.linspace(0.5, 3, 6, dtype=torch.float64), False),
+        (torch.linspace(0.8, 1.3, 6).double(), True),
+    ):
+        r, product = kernel.sweep(v, near=near)
+        kept = r.clone()
+        torch.testing.assert_close(product.sum(), (a / r).sum(), rtol=5e-7, atol=0)
+        torch.testing.assert_close(kernel.gram(w, v).sum(), (w * kernel.rows(v)).sum(), rtol=1e-6, atol=0)
+        kernel.columns(w)
+        torch.testing.assert_close(r, kept, rtol=0, atol=0)
+
+
+def test_steps_that_double_stop_before_the_top():
+    """Along d the semi-dual still rises where they stop, and no longer at the next step, in every problem."""
+    C = torch.tensor([[[0.97, 0.53], [0.69, 0.06]], [[0.97, 0.53], [0.69, 0.36]]], dtype=torch.float64)
+    a = torch.tensor([0.0731, 0.9269], dtype=torch.float64).expand(2, 2)
+    b = torch.tensor([0.0736, 0.9264], dtype=torch.float64).expand(2, 2)
+    kernel, eps, d = DenseKernel(C, a, b), 1e-4, torch.tensor([[1e-3, -1e-3], [1e-3, -1e-3]]).double()
+
+    def slope(g):
+        return ((b - kernel.absorb(g, eps, exact=True)[1]) * d).sum(-1)
+
+    start = torch.tensor([[-0.5, 0.5], [-0.1, 0.1]], dtype=torch.float64)
+    g, n = _dual._further(kernel, start, d, eps, 100)
+    gone = ((g - start) / d)[:, 0]
+    assert gone[0] != gone[1], "one problem goes on when the other has stopped"
+    assert (slope(g) > 0).all()
+    assert (slope(g + (gone + 1)[:, None] * d) <= 0).all()
+    assert n == math.log2(gone.max().item() + 1) + 1
+    assert _dual._further(kernel, start, d, eps, 3)[1] == 3
+
+
+def test_steps_that_double_are_counted(monkeypatch):
+    calls = []
+    monkeypatch.setattr(_dual, "_further", lambda kernel, g, d, eps, limit: (calls.append(limit) or g, 900))
+    C = torch.tensor([[0.9727, 0.5316], [0.6925, 0.0624]], dtype=torch.float64)
+    with pytest.warns(ConvergenceWarning):
+        sinkhorn(C, [0.07314, 0.92686], [0.07356, 0.92644], eps=1e-6, max_iter=2000)
+    assert 2 <= len(calls) <= 3, "each of them takes 900 of the 2,000 iterations"
 
 
 def test_a_kept_kernel_is_sharp_and_becomes_the_plan():
