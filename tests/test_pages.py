@@ -10,7 +10,7 @@ import pytest
 from repository import ROOT
 
 sys.path.insert(0, str(ROOT / "book/_ext"))
-from otbook_accessibility import with_sized_images, without_icon_script, without_stale_names
+from otbook_accessibility import with_sized_images, with_table_roles, without_icon_script, without_stale_names
 from otbook_icons import reduced
 
 SVG = b'<?xml version="1.0"?><svg xmlns="http://www.w3.org/2000/svg" width="72pt" height="36pt"></svg>'
@@ -81,4 +81,18 @@ def test_only_icons_in_use_are_left():
         r".fa-lg{font-size:1em}@font-face{font-family:Font Awesome\ 6 Free;"
         r'src:url(../webfonts/fa-solid-900.woff) format("woff")}'
         r'.fa-bars:before,.fa-navicon:before{content:"\f0c9"}'
+    )
+
+
+def test_a_stacked_table_says_what_its_parts_are():
+    other = '<table class="docutils"><tr><td>b</td></tr></table>'
+    table = (
+        '<table class="api docutils"><thead><tr class="row-odd"><th class="head">a</th></tr></thead>'
+        "<tbody><tr><td>b<tt>c</tt></td></tr></tbody></table>"
+    )
+    assert with_table_roles(other + table + other) == (
+        f'{other}<table role="table" class="api docutils"><thead role="rowgroup">'
+        '<tr role="row" class="row-odd">'
+        '<th role="columnheader" class="head">a</th></tr></thead><tbody role="rowgroup"><tr role="row">'
+        f'<td role="cell">b<tt>c</tt></td></tr></tbody></table>{other}'
     )

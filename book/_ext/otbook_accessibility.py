@@ -3,6 +3,7 @@
 - Icons come as a font (``otbook_icons``), not by a script of 1.5 MB as well.
 - Controls are called what is written on them.
 - An image says its size, so that nothing jumps when it arrives, and is fetched when it comes into view.
+- A table that is stacked on a phone says that it is a table, which its cells laid out as blocks would hide.
 - Formulas are no stops of the Tab key, except those that scroll (``accessibility.js``).
 - ``print.css`` prints a chapter without what is for the screen.
 """
@@ -30,6 +31,9 @@ STALE = [
     (re.compile(r'role="doc-biblioentry"'), 'role="listitem"'),
 ]
 IMAGE = re.compile(r"<img\b[^>]*>")
+STACKED = re.compile(r'<table class="[^"]*\b(?:api|cheat)\b.*?</table>', re.DOTALL)
+PART = re.compile(r"<(table|thead|tbody|tr|th|td)(?=[ >])")
+ROLES = {"thead": "rowgroup", "tbody": "rowgroup", "tr": "row", "th": "columnheader", "td": "cell"}
 ARTICLE = re.compile(r"<article\b.*</article>", re.DOTALL)
 
 
@@ -43,6 +47,15 @@ def without_stale_names(page: str) -> str:
     for pattern, replacement in STALE:
         page = pattern.sub(replacement, page)
     return page
+
+
+def with_table_roles(page: str) -> str:
+    """Say of the parts of stacked tables what they are, whatever their layout."""
+
+    def named(part: re.Match[str]) -> str:
+        return f'{part.group()} role="{ROLES.get(part[1], part[1])}"'
+
+    return STACKED.sub(lambda table: PART.sub(named, table.group()), page)
 
 
 def with_sized_images(page: str, files: dict[str, Path]) -> str:
@@ -87,7 +100,8 @@ class Templates(BuiltinTemplateLoader):
         if not template.endswith(".html"):
             return page
         files = {name: Path(self.builder.srcdir, path) for path, name in self.builder.images.items()}
-        return with_sized_images(without_stale_names(without_icon_script(page)), files)
+        page = with_table_roles(without_stale_names(without_icon_script(page)))
+        return with_sized_images(page, files)
 
 
 def configure(app: Sphinx, config: Config) -> None:

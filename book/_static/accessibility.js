@@ -26,7 +26,8 @@
     for (const [element, kind, wanted] of found) { // written after all is read: the page is laid out once
       if (wanted === (element.tabIndex === 0)) continue;
       if (!wanted) {
-        for (const name of ["tabindex", "role", "aria-label"]) element.removeAttribute(name);
+        const added = element.matches("table") ? ["tabindex"] : ["tabindex", "role", "aria-label"];
+        for (const name of added) element.removeAttribute(name);
         continue;
       }
       element.tabIndex = 0;
