@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,14 @@ class DenseKernel:
         self._begin(exact)
         f, self.c = torch.empty_like(self.a), torch.zeros_like(self.b)
         rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
-        for i, f_i, T in half_steps(self.C, g, self.b, eps, self.exact_T if exact else self.T):
+        out, coarse = self.exact_T if exact else self.T, False
+        if not exact and self.wanted != self.a.dtype:
+            # Exponents in float32 take half the time, and will do where costs are not too large for ε.
+            largest = (max(map(abs, self.extremes[:2])) + g.abs().max().item()) / eps
+            rounding = torch.finfo(self.wanted).eps * (1 + largest)
+            coarse = rounding <= COARSE
+            self.rounding += rounding if coarse else 0.0
+        for i, f_i, T in half_steps(self.C, g, self.b, eps, out, coarse=coarse):
             f[..., i], a = f_i, self.a[..., i]
             self.c += times(T.mT, a.to(T.dtype))
             if exact:
@@ -93,6 +101,14 @@ class DenseKernel:
                 rows[..., i], paid[..., i] = a * T.sum(-1), a * _paid(T.mul_(self.C[..., i, :]))
         self.measured = (g, eps, f, rows, paid) if exact and not self.keeps else None
         return f, self.c
+
+    @cached_property
+    def extremes(self) -> tuple[float, float, bool]:
+        """The least and the largest finite cost, or bounds of them, and whether there are infinite ones."""
+        low, high = (t.item() for t in torch.aminmax(self.C))
+        if math.isfinite(high):
+            return low, high, False
+        return low, self.C[torch.isfinite(self.C)].max().item(), True
 
     def sharpen(self) -> bool:
         """Change over to T in float64, if it was kept; says whether this is news."""
@@ -193,6 +209,11 @@ class PointCloudKernel(DenseKernel):
     """
 
     parts: list[_Part] | None = None
+
+    @property
+    def extremes(self) -> tuple[float, float, bool]:
+        """Bounds of the costs, all of which are finite."""
+        return 0.0, self.C.bound(), False
 
     def __init__(self, C: PointCloudCost, a: Tensor, b: Tensor, dtype: torch.dtype = torch.float32) -> None:
         self.C, self.a, self.b, self.wanted = C, a, b, dtype

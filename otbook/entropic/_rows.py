@@ -66,15 +66,21 @@ def half_step(C: Tensor, g: Tensor, b: Tensor, eps: float) -> tuple[Tensor, Tens
 
 
 def half_steps(
-    C: Tensor, g: Tensor, b: Tensor, eps: float, out: Tensor | None
+    C: Tensor, g: Tensor, b: Tensor, eps: float, out: Tensor | None, *, coarse: bool = False
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """A half-step by blocks of rows: a slice i, and f and T there, which is written to ``out``, if given.
 
-    The exponents have the precision of g, whatever that of ``out``. Without it a block of T is gone when
-    the next is made. Memory is used again, because new memory costs more than what is computed in it.
+    The exponents have the precision of g, whatever that of ``out``, or if ``coarse`` that of ``out``. Without
+    it a block of T is gone when the next is made, in the same memory.
     """
     eta = eps * BASE.ln
     right, room = (g / eta + BASE.log(b)).unsqueeze(-2), None
+    if coarse:
+        right = right.to(out.dtype)
+        for i in blocks(C, out.dtype):
+            log_sum, T = softmax(out[..., i, :].copy_(C[..., i, :]).mul_(-1 / eta).add_(right))
+            yield i, -eta * log_sum, T
+        return
     fits = out is not None and out.dtype == g.dtype
     for i in blocks(C):
         rows, T = C[..., i, :], None if out is None else out[..., i, :]

@@ -120,7 +120,7 @@ def sinkhorn(
         if gradient == "unrolled":
             return unrolled(C, a, b, eps=eps, tol=tol, max_iter=max_iter, g0=start, report=report)
         kernel, ceiling = absorbed_kernel(C, a, b), math.inf
-        low, high, kernel.gaps = _range(kernel.C)
+        low, high, kernel.gaps = kernel.extremes
         stages = schedule(eps, START * (high - low) if accelerate and g0 is None else 0.0)
         if kernel.gaps:
             # KL(P ‖ a⊗b) is at most the entropy of either marginal.
@@ -146,16 +146,6 @@ def absorbed_kernel(C: Tensor | PointCloudCost, a: Tensor, b: Tensor) -> DenseKe
         kind = FusedKernel if available(C.x, C.cost) else PointCloudKernel
     with _check.memory(C.shape, C.dtype):
         return kind(C.detach(), _exact(a), _exact(b))
-
-
-def _range(C: Tensor | PointCloudCost) -> tuple[float, float, bool]:
-    """The least and the largest finite cost, or bounds of them, and whether there are infinite ones."""
-    if isinstance(C, PointCloudCost):
-        return 0.0, C.bound(), False
-    low, high = (t.item() for t in torch.aminmax(C))
-    if math.isfinite(high):
-        return low, high, False
-    return low, C[torch.isfinite(C)].max().item(), True
 
 
 def _exact(w: Tensor) -> Tensor:
