@@ -91,6 +91,25 @@ def test_an_exact_absorption(base):
         torch.testing.assert_close(c, kernel.a @ T, rtol=0, atol=1e-15)
 
 
+@pytest.mark.parametrize("offset", [0.0, 50.0, 1e6])
+@pytest.mark.parametrize("eps", [0.4, 0.02, 1e-4])
+def test_a_rough_absorption_says_how_rough_it_is(eps, offset, base, monkeypatch):
+    """Exponents are float32 where that is good enough; their rounding is part of the kernel's."""
+    monkeypatch.setattr(_rows, "_BLOCK", 12)
+    x, y, a, b = problems.clouds(9, 6)
+    C, g = (x[:, None] - y).square().sum(-1) + offset, torch.linspace(-0.1, 0.1, 6, dtype=torch.float64)
+    kernel = DenseKernel(C, a, b)
+    f, c = kernel.absorb(g, eps, exact=False)
+    T = torch.softmax(g / eps + b.log() - C / eps, -1)
+    large = 1e-7 * (C.max() + 0.1) / eps > _kernel.COARSE
+    assert kernel.rounding == ROUNDING[torch.float32] if large else kernel.rounding > ROUNDING[torch.float32]
+    assert kernel.rounding <= 1.01 * _kernel.COARSE
+    torch.testing.assert_close(kernel.T.double(), T, rtol=2 * kernel.rounding, atol=1e-12)
+    torch.testing.assert_close(c, a @ T, rtol=2 * kernel.rounding, atol=1e-15)
+    expected = -eps * torch.logsumexp(b.log() + (g - C) / eps, -1)
+    torch.testing.assert_close(f, expected, rtol=1e-13, atol=2 * eps * kernel.rounding)
+
+
 @pytest.mark.parametrize("distance", [3.0, 1e-2, 1e-5, 1e-9])
 def test_rounding_enters_in_proportion_to_what_has_moved(distance):
     """T v = s1 + T(v − s1), and Tᵀw = sc + Tᵀ(w − sa): near the solution float32 hides nothing."""
