@@ -131,13 +131,10 @@ class DenseKernel:
         """Measure g and f where the plan is known: diag(left) T diag(right), with T in float64."""
         self.plan, self.exact_T, self.c = self.exact_T, None, torch.zeros_like(self.b)
         rows, paid = torch.empty_like(self.a), torch.empty_like(self.a)
-        room = None
         for i in blocks(self.C):
             P = self.plan[..., i, :].mul_(left[..., i, None]).mul_(right.unsqueeze(-2))
-            room = torch.empty_like(P) if room is None else room
             self.c += P.sum(-2)
-            moved = torch.mul(P, self.C[..., i, :], out=room[..., : P.shape[-2], :])
-            rows[..., i], paid[..., i] = P.sum(-1), _paid(moved)
+            rows[..., i], paid[..., i] = P.sum(-1), _paid(P * self.C[..., i, :])
         self.measured = (g, eps, f, rows, paid)
 
     def _begin(self, exact: bool) -> None:

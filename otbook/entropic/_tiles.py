@@ -45,9 +45,6 @@ class Exponents:
     each is gone when the next is made.
     """
 
-    #: Memory for what is made of a tile while that is still needed.
-    other: Tensor | None = None
-
     def __init__(self, C: PointCloudCost, right: Tensor, eps: float, dtype: torch.dtype) -> None:
         x, y = C.x.to(right.dtype), C.y.to(right.dtype)
         right, eps = right / BASE.ln, eps * BASE.ln  # so that B^E is meant from here on
@@ -118,13 +115,12 @@ class Exponents:
         pair = torch.stack([torch.ones_like(self.known), self.known], -2).to(self.dtype)
         peak, spent = self.x.new_empty(2, *a.shape)
         sums = self.x.new_empty(*a.shape[:-1], 2, a.shape[-1])
+        other = torch.empty_like(self.tiles[0].E) if paid else None  # for K, while E is still needed
         parts = (z.split(self.tiles[0].x.shape[-2], -1) for z in (a.to(self.dtype), peak, spent, sums))
         for tile, a_i, peak_i, spent_i, sums_i in zip(self.tiles, *parts, strict=True):
             E = self.fill(tile)
             E.sub_(torch.amax(E, -1, out=peak_i).unsqueeze(-1)).clamp_min_(-CUT / BASE.ln)
-            if paid and self.other is None:
-                self.other = torch.empty_like(E)
-            K = self._closed(BASE.power(E, out=self.other[..., : E.shape[-2], :] if paid else E))
+            K = self._closed(BASE.power(E, out=other[..., : E.shape[-2], :] if paid else E))
             product(pair, K.mT, out=sums_i)
             columns.add(K.mT, a_i / sums_i[..., 0, :])
             if paid:

@@ -34,7 +34,7 @@ def main() -> None:
             visited.page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
         if options.full:
             visited.inspect("images()")
-        visited.page.screenshot(path=options.picture, full_page=options.full)
+        visited.page.screenshot(path=options.picture, full_page=options.full, animations="disabled")
 
 
 if __name__ == "__main__":
