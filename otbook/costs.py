@@ -155,7 +155,8 @@ BY_NAME = {"sqeuclidean": sqeuclidean, "euclidean": euclidean, "cosine": cosine}
 class PointCloudCost:
     """The ground cost C_ij = c(x_i, y_j) of two clouds, computed a few rows at a time, never stored.
 
-    Solvers that accept it use memory proportional to n + m instead of n·m.
+    :func:`~otbook.sinkhorn` then uses memory proportional to n + m instead of n·m; solvers that need the
+    matrix form it.
 
     Args:
         x: source points, shape (…, n, d).

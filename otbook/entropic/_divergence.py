@@ -39,9 +39,10 @@ def sinkhorn_divergence(
     """Sinkhorn divergence S_ε(μ, ν) = OT_ε(μ, ν) − ½ OT_ε(μ, μ) − ½ OT_ε(ν, ν) of μ = Σ a_i δ_{x_i}, ν.
 
     OT_ε is the ``value`` of :func:`sinkhorn`. S_ε is symmetric, non-negative and zero only for
-    μ = ν; it tends to the transport cost as ε → 0 and, for the squared Euclidean cost, to
-    ‖mean(μ) − mean(ν)‖² as ε → ∞. Not rooted. Differentiable twice in x, y, a and b; the derivatives
-    in the weights are determined up to a constant.
+    μ = ν (for the cosine cost, which sees directions only, for equal laws of directions); it tends to
+    the transport cost as ε → 0 and, for the squared Euclidean cost, to ‖mean(μ) − mean(ν)‖² as ε → ∞.
+    Not rooted. Differentiable twice in x, y, a and b; the derivatives in the weights are determined up
+    to a constant.
 
     Args:
         x: source points, shape (…, n, d).
@@ -111,7 +112,7 @@ def _to_itself(
 
     For a positive definite kernel exp(−C/ε) the derivative of T_ε at the solution has its spectrum in
     [−1, 0], so that of the relaxed step is in [−⅓, ⅓]: a rate that does not depend on ε. All three named
-    costs have such kernels. (With ½ instead of ⅔, as in Feydy et al. 2019, (3.21), the rate is ½.)
+    costs have such kernels. (With ½ instead of ⅔, as in Feydy et al. 2019, the rate is ½.)
     """
     a, b = a.expand(C.shape[:-1]), b.expand(C.shape[:-1])
     kernel = absorbed_kernel(C, a, b)

@@ -60,8 +60,7 @@ class DenseKernel:
     exact_T: Tensor | None = None
     plan: Tensor | None = None
 
-    #: Whether an exact absorption keeps T in float64, whether products use that now, and whether a
-    #: row can be empty.
+    #: Whether exact absorptions keep T in float64, from the first on, products use it, a row can be empty.
     keeps: bool = False
     eager: bool = False
     sharp: bool = False

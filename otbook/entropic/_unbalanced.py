@@ -59,7 +59,7 @@ def sinkhorn_unbalanced(
             than ``tol`` of its mass, in ‖·‖₁, for every problem of the batch; as ρ → ∞ this is the
             marginal error of :func:`sinkhorn`.
         max_iter: largest number of iterations, each one update of f, of g, and of f + c, g − c, or
-            a Newton step where those are slow and n + m ≤ 4096 (less in batches).
+            a Newton step where those are slow and min(n, m) ≤ 4096 (less in batches).
 
     Returns:
         An :class:`OTResult`. ``value`` is the dual objective, in units of C × mass. Its gradients in C,

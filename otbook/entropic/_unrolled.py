@@ -26,7 +26,7 @@ def unrolled(
     """Plain log-domain iterations from g0 (zeros), until the marginal error is at most tol.
 
     The arguments are those of :func:`~otbook.entropic.sinkhorn`, which calls this. The graph grows by
-    two matrices an iteration.
+    six matrices an iteration.
     """
     C = C.dense() if isinstance(C, PointCloudCost) else C
     batch = C.shape[:-2]

@@ -128,8 +128,8 @@ def solve(
         ValueError: for points that coincide or are not in the plane, and weights that make no measure.
 
     Warns:
-        ConvergenceWarning: if the tolerance is not reached. The method is sure to converge if the part of
-            the domain where the density is positive is connected.
+        ConvergenceWarning: if the tolerance is not reached. Convergence is proved for densities that are
+            positive and Hölder continuous on the domain.
 
     Source:
         Kitagawa, Mérigot and Thibert (2019), algorithm 1. It starts where all cells have mass: from

@@ -124,8 +124,9 @@ def stochastic_dual(
 
     Returns:
         A :class:`SemiDiscreteDual`: potentials, the value with its standard error, and functions of
-        any x: the map itself (a call), ``assign``, ``coupling`` and ``potential``. Everything is
-        detached but ``potential``. Where b is 0, g is the c-transform of f over fresh samples.
+        any x: the map itself (a call), ``assign``, ``coupling`` and ``potential``. g, value and
+        errors are detached; with g fixed, the functions carry gradients of ``points``. Where b is 0, g is
+        the c-transform of f over fresh samples.
 
     Raises:
         ValueError: for points or weights that make no measure, samples that do not match the points,
