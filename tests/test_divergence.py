@@ -100,11 +100,15 @@ def test_gradcheck(cost):
     assert torch.autograd.gradcheck(loss, (x.requires_grad_(), y.requires_grad_(), logits), atol=1e-6)
 
 
-@pytest.mark.parametrize("stored", [True, False])
-def test_second_derivatives(stored, monkeypatch):
+#: The limit that is set to zero so that this is done.
+WAYS = {"cost stored": None, "kernel kept": "PRODUCT", "made anew": "DENSE"}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_second_derivatives(way, monkeypatch):
     x, y, a, b = clouds(4, 3)
-    if not stored:
-        monkeypatch.setattr(_divergence, "DENSE", 0)
+    if WAYS[way]:
+        monkeypatch.setattr(_divergence, WAYS[way], 0)
 
     def loss(x, y):
         return sinkhorn_divergence(x, y, a, b, eps=0.3, tol=1e-12)
@@ -114,15 +118,22 @@ def test_second_derivatives(stored, monkeypatch):
     )
 
 
-def test_costs_need_not_be_stored(monkeypatch):
-    x, y, a, b = clouds()
+@pytest.mark.parametrize("way", ["kernel kept", "made anew"])
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("eps", [0.3, 0.003])
+def test_costs_need_not_be_stored(way, batch, eps, monkeypatch):
+    x, y, a, b = clouds(batch=batch)
+    used, products = [], _divergence.KeptKernel.T.fget
+    monkeypatch.setattr(_divergence.KeptKernel, "T", property(lambda K: used.append(1) or products(K)))
     inputs = x.requires_grad_(), y.requires_grad_(), a, b
-    stored = sinkhorn_divergence(*inputs, eps=0.3, tol=1e-9)
-    monkeypatch.setattr(_divergence, "DENSE", 0)
-    made_anew = sinkhorn_divergence(*inputs, eps=0.3, tol=1e-9)
-    torch.testing.assert_close(made_anew, stored, rtol=0, atol=1e-9)
-    for one, other in zip(*(torch.autograd.grad(s, (x, y)) for s in (made_anew, stored)), strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-8)
+    stored = sinkhorn_divergence(*inputs, eps=eps, tol=1e-9).sum()
+    monkeypatch.setattr(_divergence, WAYS[way], 0)
+    assert not used
+    other = sinkhorn_divergence(*inputs, eps=eps, tol=1e-9).sum()
+    assert bool(used) == (way == "kernel kept")
+    torch.testing.assert_close(other, stored, rtol=0, atol=1e-8)
+    for one, two in zip(*(torch.autograd.grad(s, (x, y)) for s in (other, stored)), strict=True):
+        torch.testing.assert_close(one, two, rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize("eps", [1.0, 1e-2, 1e-4])

@@ -10,6 +10,7 @@ import torch
 
 from otbook import ConvergenceWarning, PointCloudCost, sinkhorn
 from otbook.entropic import _base, _dual, _gradients, _kernel, _rows, _tiles
+from otbook.entropic._divergence import KeptKernel
 from otbook.entropic._kernel import ROUNDING, DenseKernel, PointCloudKernel
 
 from . import checks, problems
@@ -18,11 +19,12 @@ EPS = 0.4
 
 
 def kernels():
-    """Both kernels of the same clouds, absorbed exactly at the same g, and their matrix T in float64."""
+    """The kernels of the same clouds, absorbed exactly at the same g, and their matrix T in float64."""
     x, y, a, b = problems.clouds(9, 6)
     C, g = (x[:, None] - y).square().sum(-1), torch.linspace(-1, 1, 6, dtype=torch.float64)
     T = torch.softmax(g / EPS + b.log() - C / EPS, -1)
-    for kernel in (DenseKernel(C, a, b), PointCloudKernel(PointCloudCost(x, y), a, b)):
+    clouds = PointCloudCost(x, y)
+    for kernel in (DenseKernel(C, a, b), PointCloudKernel(clouds, a, b), KeptKernel(clouds, a, b)):
         f, c = kernel.absorb(g, EPS, exact=True)
         yield kernel, T, f, c
 
@@ -152,6 +154,34 @@ def test_products_keep_the_mass(dtype):
         torch.testing.assert_close(r, kept, rtol=0, atol=0)
 
 
+def test_a_kept_kernel_is_made_once_an_absorption(monkeypatch):
+    """In the same memory, in the precision that the exponents ask for, and not before it is needed."""
+    x, y, a, b = problems.clouds(9, 6)
+    kernel, v, made = KeptKernel(PointCloudCost(x, y), a, b), torch.linspace(0.9, 1.1, 6).double(), []
+    monkeypatch.setattr(
+        _tiles.Exponents,
+        "kernel",
+        lambda E, tile, old=_tiles.Exponents.kernel: made.append(1) or old(E, tile),
+    )
+    for k, scale in enumerate((0.0, 1.0)):
+        g = scale * torch.linspace(-1, 1, 6, dtype=torch.float64)
+        kernel.absorb(g, EPS, exact=False)
+        assert len(made) == k
+        anew = PointCloudKernel(PointCloudCost(x, y), a, b)
+        anew.absorb(g, EPS, exact=False)
+        expected = anew.sweep(v)
+        made[k:] = []
+        for _ in range(2):
+            torch.testing.assert_close(kernel.sweep(v), expected, rtol=0, atol=1e-6)
+        assert len(made) == k + 1
+        place = kernel.T.data_ptr()
+    kernel.absorb(g / 2, EPS, exact=True)
+    assert kernel.T.dtype == torch.float32
+    assert kernel.T.data_ptr() == place
+    kernel.absorb(g, 1e-5, exact=True)
+    assert kernel.T.dtype == torch.float64
+
+
 def test_steps_that_double_stop_before_the_top():
     """Along d the semi-dual still rises where they stop, and no longer at the next step, in every problem."""
     C = torch.tensor([[[0.97, 0.53], [0.69, 0.06]], [[0.97, 0.53], [0.69, 0.36]]], dtype=torch.float64)
@@ -182,7 +212,7 @@ def test_steps_that_double_are_counted(monkeypatch):
 
 
 def test_a_kept_kernel_is_sharp_and_becomes_the_plan():
-    (kernel, T, f, _), (lazy, *_) = kernels()
+    (kernel, T, f, _), (lazy, *_), _ = kernels()
     assert kernel.sharpen()
     assert not kernel.sharpen(), "it is sharp already"
     assert not lazy.sharpen(), "nothing is kept of clouds"

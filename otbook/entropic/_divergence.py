@@ -11,14 +11,14 @@ from .. import _check, costs
 from .._check import ArrayLike
 from .._result import ConvergenceWarning
 from ._gradients import Value
-from ._kernel import DRIFT, DenseKernel
-from ._sinkhorn import absorbed_kernel, as_function, sinkhorn
+from ._kernel import DRIFT, DenseKernel, PointCloudKernel
+from ._sinkhorn import absorbed_kernel, as_function, solve
 
-#: Costs of more entries than this are not stored.
+#: Costs of more entries than this are not stored, and kernels are not kept.
 DENSE = 1 << 25
 
-#: One problem of more than this many is not either, if a matrix product makes its entries anew: that is
-#: faster than to fetch them from memory.
+#: The cost of one problem of more than this many is not stored either, if a matrix product makes its entries
+#: anew: that is faster than to fetch them from memory.
 PRODUCT = 1 << 17
 
 #: How far a potential goes towards its c-transform when both measures are the same.
@@ -66,8 +66,8 @@ def sinkhorn_divergence(
 
     Note:
         The three values nearly cancel when the clouds are close, so they are computed in float64
-        whatever the dtype of x. A cost of more than 2¹⁷ entries is not stored (a Euclidean one, of more
-        than 2²⁵).
+        whatever the dtype of x. A kernel of up to 2²⁵ entries is kept in float32, where that is accurate
+        enough; above, and for the gradient, memory is of order n + m (of a Euclidean cost, above 2²⁵).
 
     Source:
         Feydy, Séjourné, Vialard, Amari, Trouvé, Peyré (2019), equation (3) and theorem 1.
@@ -84,8 +84,8 @@ def sinkhorn_divergence(
             f"the batch shapes do not agree: x {tuple(x.shape[:-2])}, y {tuple(y.shape[:-2])}; "
             "make the leading axes equal"
         )
-    a = _check.weights(a, x.shape[-2], "a", like=x).double()
-    b = _check.weights(b, y.shape[-2], "b", like=x).double()
+    a = _check.weights(a, x.shape[-2], "a", like=x).double().expand(x.shape[:-1])
+    b = _check.weights(b, y.shape[-2], "b", like=x).double().expand(y.shape[:-1])
     _check.choice(cost, "cost", tuple(costs.BY_NAME))
     eps = _check.positive(eps, "eps", remedy="for the unregularised problem use emd")
     tol = _check.positive(tol, "tol")
@@ -98,11 +98,43 @@ def sinkhorn_divergence(
         return costs.BY_NAME[cost](x, y) if stored else costs.PointCloudCost(x, y, cost)
 
     within = [_to_itself(ground(z, z), w, w, eps, tol, max_iter) for z, w in ((u, a), (v, b))]
-    if u.shape == v.shape and torch.equal(u, v) and torch.equal(a.expand_as(b), b):
+    if u.shape == v.shape and torch.equal(u, v) and torch.equal(a, b):
         between = _to_itself(ground(u, v), a, b, eps, tol, max_iter)  # so that S_ε(μ, μ) = 0 exactly
     else:
-        between = sinkhorn(ground(u, v), a, b, eps=eps, tol=tol, max_iter=max_iter).value
+        C = ground(u, v)
+        between = solve(C, a, b, _kernel(C, a, b), eps=eps, tol=tol, max_iter=max_iter).value
     return (between - sum(within) / 2).to(x.dtype)
+
+
+class KeptKernel(PointCloudKernel):
+    """The kernel T of two clouds, made from them where it is absorbed and kept for the products after."""
+
+    kept: Tensor | None = None
+    fresh: bool = False
+
+    def absorb(self, g: Tensor, eps: float, *, exact: bool) -> tuple[Tensor, Tensor]:
+        """Remember g and its half-step f; returns f and the column sums c of the plan diag(a) T."""
+        self.fresh = False
+        return super().absorb(g, eps, exact=exact)
+
+    @property
+    def T(self) -> Tensor:
+        """The rows of T, made when they are needed first."""
+        if not self.fresh:
+            if self.kept is None or self.kept.dtype != self.E.dtype:
+                self.kept = torch.empty(self.C.shape, dtype=self.E.dtype, device=self.C.device)
+            for p in self._products(torch.zeros_like(self.b)):
+                torch.div(p.tile.E, p.total.unsqueeze(-1), out=self.kept[..., p.tile.rows, :])
+            self.fresh, self.mass = True, self.a.to(self.E.dtype)
+        return self.kept
+
+    rows, columns, sweep, gram = DenseKernel.rows, DenseKernel.columns, DenseKernel.sweep, DenseKernel.gram
+    _blocks = DenseKernel._blocks
+
+
+def _kernel(C: Tensor | costs.PointCloudCost, a: Tensor, b: Tensor) -> DenseKernel:
+    """The kernel of C, kept where it is not too large."""
+    return absorbed_kernel(C, a, b, clouds=KeptKernel if C.numel() <= DENSE else PointCloudKernel)
 
 
 def _to_itself(
@@ -114,8 +146,7 @@ def _to_itself(
     [−1, 0], so that of the relaxed step is in [−⅓, ⅓]: a rate that does not depend on ε. All three named
     costs have such kernels. (With ½ instead of ⅔, as in Feydy et al. 2019, the rate is ½.)
     """
-    a, b = a.expand(C.shape[:-1]), b.expand(C.shape[:-1])
-    kernel = absorbed_kernel(C, a, b)
+    kernel = _kernel(C, a, b)
     p, f, error, n_iter = _fixed_point(kernel, eps, 0.9 * tol, max_iter)
     if not (error <= tol).all():
         warnings.warn(

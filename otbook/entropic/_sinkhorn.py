@@ -119,31 +119,51 @@ def sinkhorn(
         report = report if callback or progress else None
         if gradient == "unrolled":
             return unrolled(C, a, b, eps=eps, tol=tol, max_iter=max_iter, g0=start, report=report)
-        kernel, ceiling = absorbed_kernel(C, a, b), math.inf
-        low, high, kernel.gaps = kernel.extremes
-        stages = schedule(eps, START * (high - low) if accelerate and g0 is None else 0.0)
-        if kernel.gaps:
-            # KL(P ‖ a⊗b) is at most the entropy of either marginal.
-            ceiling = high + stages[0] * math.log(max(C.shape[-2:]))
-        g, n_iter = maximise(
-            kernel,
-            torch.zeros_like(kernel.b) if start is None else start.to(kernel.b.dtype),
-            stages,
-            tol=0.8 * max(tol - _rounding(kernel, C), 0.1 * tol),
-            max_iter=max_iter,
-            ceiling=ceiling,
-            accelerate=accelerate,
-            report=report,
-        )
+        kernel = absorbed_kernel(C, a, b)
+        options = {"start": start, "accelerate": accelerate, "report": report}
+        return solve(C, a, b, kernel, eps=eps, tol=tol, max_iter=max_iter, **options)
+
+
+def solve(
+    C: Tensor | PointCloudCost,
+    a: Tensor,
+    b: Tensor,
+    kernel: DenseKernel,
+    *,
+    eps: float,
+    tol: float,
+    max_iter: int,
+    start: Tensor | None = None,
+    accelerate: bool = True,
+    report: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> OTResult:
+    """Transport by an absorbed kernel of C, for arguments that have been checked."""
+    low, high, kernel.gaps = kernel.extremes
+    stages, ceiling = schedule(eps, START * (high - low) if accelerate and start is None else 0.0), math.inf
+    if kernel.gaps:
+        # KL(P ‖ a⊗b) is at most the entropy of either marginal.
+        ceiling = high + stages[0] * math.log(max(C.shape[-2:]))
+    g, n_iter = maximise(
+        kernel,
+        torch.zeros_like(kernel.b) if start is None else start.to(kernel.b.dtype),
+        stages,
+        tol=0.8 * max(tol - _rounding(kernel, C), 0.1 * tol),
+        max_iter=max_iter,
+        ceiling=ceiling,
+        accelerate=accelerate,
+        report=report,
+    )
     return _result(C, a, b, kernel, g, eps, tol, n_iter, max_iter, ceiling)
 
 
-def absorbed_kernel(C: Tensor | PointCloudCost, a: Tensor, b: Tensor) -> DenseKernel:
-    """The absorbed kernel of a cost, with the weights in float64."""
+def absorbed_kernel(
+    C: Tensor | PointCloudCost, a: Tensor, b: Tensor, *, clouds: type[PointCloudKernel] = PointCloudKernel
+) -> DenseKernel:
+    """The absorbed kernel of a cost, with the weights in float64; ``clouds`` is that of two clouds."""
     if not isinstance(C, PointCloudCost):
         kind = DenseKernel
     else:
-        kind = FusedKernel if available(C.x, C.cost) else PointCloudKernel
+        kind = FusedKernel if available(C.x, C.cost) else clouds
     with _check.memory(C.shape, C.dtype):
         return kind(C.detach(), _exact(a), _exact(b))
 
@@ -210,7 +230,7 @@ def _result(
             f"sinkhorn stopped after {n_iter} iterations with marginal error {error.max().item():.2g} "
             f"above tol = {tol:g}: {remedy}",
             ConvergenceWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     make, leaves = as_function(C)
     value, transport = value.to(C.dtype), transport.to(C.dtype)
