@@ -161,6 +161,21 @@ def test_not_converged():
         sinkhorn_divergence(x, y, a, b, eps=1e-3, max_iter=9, tol=1e-5)
 
 
+def test_warnings_name_the_line_that_called():
+    x, y, a, b = clouds()
+    C = costs.sqeuclidean(x, y)
+    calls = (
+        lambda: sinkhorn_divergence(x, x, a, a, eps=0.3, max_iter=2),
+        lambda: sinkhorn_divergence(x, y, a, b, eps=1e-3, max_iter=9, tol=1e-5),
+        lambda: sinkhorn(C, a, b, eps=1e-3, max_iter=2),
+        lambda: sinkhorn(C, a, b, eps=1e-3, max_iter=2, gradient="unrolled"),
+    )
+    for call in calls:
+        with pytest.warns(ConvergenceWarning) as record:
+            call()
+        assert {warning.filename for warning in record} == {__file__}
+
+
 def test_zero_weights_and_one_point():
     x, y, a, b = clouds()
     padded = torch.cat([x, torch.full((1, 2), 50.0, dtype=torch.float64)])

@@ -133,11 +133,12 @@ def test_products_for_linear_systems():
         torch.testing.assert_close(kernel.gram(w, v), (w * (T @ v)) @ T, rtol=0, atol=atol)
 
 
+@pytest.mark.parametrize("kind", [PointCloudKernel, KeptKernel])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_products_keep_the_mass(dtype):
+def test_products_keep_the_mass(dtype, kind):
     """Rows of T sum to 1 by division: a factor of each row, as rounding may leave one, is gone."""
     x, y, a, b = problems.clouds(9, 6)
-    kernel = PointCloudKernel(PointCloudCost(x, y), a, b, dtype=dtype)
+    kernel = kind(PointCloudCost(x, y), a, b, dtype=dtype)
     kernel.absorb(torch.linspace(-0.1, 0.1, 6, dtype=torch.float64), EPS, exact=False)
     kernel.E.x[..., -1] += torch.linspace(-0.1, 0.2, 9, dtype=dtype)
     w = torch.linspace(-1, 3, 9, dtype=torch.float64)
