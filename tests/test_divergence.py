@@ -173,7 +173,8 @@ def test_warnings_name_the_line_that_called():
     for call in calls:
         with pytest.warns(ConvergenceWarning) as record:
             call()
-        assert {warning.filename for warning in record} == {__file__}
+        places = {(warning.filename, warning.lineno) for warning in record}
+        assert places == {(__file__, call.__code__.co_firstlineno)}
 
 
 def test_zero_weights_and_one_point():

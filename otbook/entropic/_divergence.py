@@ -97,13 +97,14 @@ def sinkhorn_divergence(
         stored = x.shape[:-2].numel() * entries <= DENSE and (cost == "euclidean" or entries <= PRODUCT)
         return costs.BY_NAME[cost](x, y) if stored else costs.PointCloudCost(x, y, cost)
 
-    within = [_to_itself(ground(z, z), w, w, eps, tol, max_iter) for z, w in ((u, a), (v, b))]
+    of_u = _to_itself(ground(u, u), a, a, eps, tol, max_iter)
+    of_v = _to_itself(ground(v, v), b, b, eps, tol, max_iter)
     if u.shape == v.shape and torch.equal(u, v) and torch.equal(a, b):
         between = _to_itself(ground(u, v), a, b, eps, tol, max_iter)  # so that S_ε(μ, μ) = 0 exactly
     else:
         C = ground(u, v)
         between = solve(C, a, b, _kernel(C, a, b), eps=eps, tol=tol, max_iter=max_iter).value
-    return (between - sum(within) / 2).to(x.dtype)
+    return (between - (of_u + of_v) / 2).to(x.dtype)
 
 
 class KeptKernel(PointCloudKernel):
@@ -153,7 +154,7 @@ def _to_itself(
             f"sinkhorn_divergence stopped after {n_iter} iterations with marginal error "
             f"{error.max().item():.2g} above tol = {tol:g}: raise max_iter or eps",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
     value = (kernel.a * (f + p)).sum(-1)
     make, leaves = as_function(C)
