@@ -17,7 +17,9 @@ from otbook.gromov import (
     gromov_wasserstein,
     unbalanced_gromov_wasserstein,
 )
-from otbook.gromov._quadratic import Quadratic
+from otbook.gromov._entropic import _Sinkhorn
+from otbook.gromov._mirror import Response
+from otbook.gromov._quadratic import Quadratic, Split
 from otbook.gromov._space import space
 
 from . import problems
@@ -113,6 +115,174 @@ class TestLowRank:
         torch.testing.assert_close(
             low.value.double(), gromov_wasserstein(C, Cy, a, b).value, rtol=1e-5, atol=1e-6
         )
+
+
+def cloud(n: int, d: int = 3, *, seed: int = 0) -> Tensor:
+    return torch.randn(n, d, generator=problems.generator(seed), dtype=F64)
+
+
+def found(C: Tensor) -> list[torch.Size]:
+    """The shapes of the factors that a matrix is taken apart into."""
+    given = torch.finfo(C.dtype).eps
+    return [t.shape for t in space(C.double(), "Cx", None).factorised(given).factors]
+
+
+class TestRankOfAMatrix:
+    @pytest.mark.parametrize("n", [128, 400])
+    @pytest.mark.parametrize("dtype", [torch.float32, F64])
+    def test_squared_distances_are_taken_apart(self, n, dtype):
+        x = cloud(n) + 5
+        C = costs.sqeuclidean(x, x).to(dtype)
+        assert found(C) == [(n, 5), (5, n)]
+        A, B = space(C.double(), "Cx", None).factorised(torch.finfo(dtype).eps).factors
+        assert (A @ B - C).abs().max() <= 16 * torch.finfo(dtype).eps * C.max()
+
+    def test_other_matrices_are_not(self):
+        x = cloud(150)
+        C = costs.sqeuclidean(x, x)
+        for whole in (
+            costs.euclidean(x, x),
+            asymmetric(150),
+            torch.zeros(150, 150, dtype=F64),
+            C[:127, :127],  # small enough to be multiplied as it is
+            costs.sqeuclidean(cloud(150, 31), cloud(150, 31)),  # of rank 33
+        ):
+            assert found(whole) == [whole.shape]
+
+    def test_a_single_entry_counts(self):
+        x = cloud(150)
+        C = costs.sqeuclidean(x, x)
+        for size in 10.0 ** torch.arange(-12, 1).double():
+            changed = C.clone()
+            changed[3, 7] += size
+            factors = space(changed, "Cx", None).factorised(torch.finfo(F64).eps).factors
+            product = factors[0] @ factors[1] if len(factors) == 2 else factors[0]
+            assert (product - changed).abs().max() <= 16 * torch.finfo(F64).eps * C.max()
+
+    def test_rounding_is_that_of_the_argument(self):
+        x, a = cloud(150), problems.weights(150)
+        noise = 1 + 1e-10 * torch.rand(150, 150, generator=problems.generator(1), dtype=F64)
+        C = costs.sqeuclidean(x, x) * noise
+        for dtype, count in ((F64, 1), (torch.float32, 2)):
+            X = space(C.to(dtype), "Cx", None)
+            assert len(Quadratic(X, X, a.to(dtype), a.to(dtype), None, 1.0).X.factors) == count
+
+    def test_rank_one_and_asymmetric(self):
+        one = torch.ones(150, 1, dtype=F64)
+        assert found(one @ one.T) == [(150, 1), (1, 150)]
+        assert found(factors(150, 6).dense()) == [(150, 6), (6, 150)]
+        assert not space(factors(150, 6).dense(), "Cx", None).factorised(1e-16).symmetric
+
+    @pytest.mark.parametrize("solve", SOLVERS[1:])
+    def test_answer_and_gradient_are_those_of_the_points(self, solve):
+        x, y = cloud(130, 2) / 2, cloud(140, 1, seed=1) / 2
+        Cx, Cy = (costs.sqeuclidean(z, z).requires_grad_() for z in (x, y))
+        result, points = solve(Cx, Cy), solve(PointCloudCost(x, x), PointCloudCost(y, y))
+        torch.testing.assert_close(result.value, points.value, rtol=1e-9, atol=0)
+        torch.testing.assert_close(result.plan, points.plan, rtol=0, atol=1e-9)
+        (in_Cx,) = torch.autograd.grad(result.value, Cx)
+        assert in_Cx.shape == Cx.shape
+
+
+class TestSplit:
+    """S(P) as rows, columns and the rest, of which couplings see only the rest."""
+
+    def spaces(self, kind: str) -> tuple[Quadratic, Tensor]:
+        x, y = cloud(7, 2) + 1, cloud(5, 1, seed=1)
+        lazy = [PointCloudCost(z, z) for z in (x, y)]
+        dense = [costs.sqeuclidean(z, z) for z in (x, y)]
+        Cx, Cy = {
+            "both": lazy,
+            "left": [lazy[0], dense[1]],
+            "right": [dense[0], lazy[1]],
+            "none": dense,
+            "asymmetric": [asymmetric(7), lazy[1]],
+        }[kind]
+        a, b = problems.weights(7, seed=1), problems.weights(5, seed=2)
+        a[2] = 0
+        q = Quadratic(space(Cx, "Cx", None), space(Cy, "Cy", None), a, b, None, 1.0)
+        return q, torch.rand(7, 5, generator=problems.generator(4), dtype=F64)
+
+    @pytest.mark.parametrize("kind", ["both", "left", "right", "none", "asymmetric"])
+    def test_against_the_definition(self, kind):
+        q, P = self.spaces(kind)
+        split, S = Split(q), q.product(P)
+        K, rows, columns = split(P)
+        R = split.expand(K)
+        close = partial(torch.testing.assert_close, rtol=1e-12, atol=1e-12)
+        close(rows[:, None] + columns + R, S)
+        close(R @ q.b, torch.zeros_like(q.a))
+        close(q.a @ R, torch.zeros_like(q.b))
+        Q = torch.rand(7, 5, generator=problems.generator(5), dtype=F64)
+        close(split.times(K, Q), (R * Q).sum())
+        other = split(Q)[0]
+        pairing = torch.stack([(split.metric(K) * k).sum() for k in (K, other)])
+        weighted = torch.stack([(q.outer * R * split.expand(k)).sum() for k in (K, other)])
+        close(pairing * split.factor**2, weighted)
+
+    def test_size_of_the_core(self):
+        sizes = {
+            kind: tuple(Split(q)(P)[0].shape)
+            for kind in ("both", "left", "right", "none")
+            for q, P in [self.spaces(kind)]
+        }
+        # d + 2 and one more for the mean, which is taken off.
+        assert sizes == {"both": (5, 4), "left": (5, 5), "right": (7, 4), "none": (7, 5)}
+
+
+class TestResponse:
+    """One step of mirror descent, against the matrices that it does without."""
+
+    def made(self, accuracy: float, *, at_rest: bool = False) -> tuple[Quadratic, Tensor, Response]:
+        Cx, Cy, *_, a, b = low_rank()
+        q = Quadratic(space(Cx, "Cx", None), space(Cy, "Cy", None), a, b, None, 1.0)
+        respond = _Sinkhorn(q, 0.3)
+        P = torch.rand(7, 5, generator=problems.generator(4), dtype=F64)
+        K = respond.split(P / P.sum())[0]
+        if at_rest:
+            for _ in range(60):
+                K = K + respond(K, 1e-13).residual
+            respond.g = None
+        return q, -2 * respond.split.expand(K), respond(K, accuracy)
+
+    def test_rest(self):
+        q, C, response = self.made(1e-12)
+        R = q.gradient(q.product(response.P)) - C
+        R = R - (R @ q.b)[:, None]
+        R = R - q.a @ R
+        rest = (response.P * R.square()).sum().sqrt() / 0.3
+        torch.testing.assert_close(response.rest, rest, rtol=1e-10, atol=0)
+
+    def test_value_at_rest_is_right_to_first_order_in_the_marginals(self):
+        q, _, exact = self.made(1e-13, at_rest=True)
+        assert exact.rest < 1e-10
+        _, _, rough = self.made(0.5, at_rest=True)
+        wrong = (rough.P.sum(1) - q.a).abs().sum() + (rough.P.sum(0) - q.b).abs().sum()
+        assert wrong > 1e-2
+        assert abs(rough.value - exact.value) < 0.3 * wrong**2
+
+    def test_the_path_does_not_depend_on_the_factors(self):
+        x, y = cloud(30, 2), cloud(25, 3, seed=1)
+        a, b = problems.weights(30, seed=1) ** 3, problems.weights(25, seed=2) ** 3
+        a, b = a / a.sum(), b / b.sum()
+        paths = []
+        for kind in (lambda z: PointCloudCost(z, z), lambda z: costs.sqeuclidean(z, z)):
+            path = []
+            record = lambda *step, path=path: path.append(step)  # noqa: E731
+            entropic_gromov_wasserstein(kind(x), kind(y), a, b, eps=3.0, tol=1e-5, callback=record)
+            paths.append(torch.tensor(path, dtype=F64))
+        assert len(paths[0]) > 11  # of which many are extrapolated
+        torch.testing.assert_close(*paths, rtol=1e-3, atol=1e-9)
+
+    @pytest.mark.parametrize("seed", range(1, 6))
+    def test_inner_errors_do_not_spoil_the_extrapolation(self, seed):
+        # With marginals right to tol/10 these took up to 200 iterations, more than for a smaller tol.
+        x, y = cloud(30, 2, seed=seed), cloud(25, 3, seed=10 + seed)
+        a, b = problems.weights(30, seed=seed) ** 3, problems.weights(25, seed=20 + seed) ** 3
+        spaces = PointCloudCost(x, x), PointCloudCost(y, y)
+        result = entropic_gromov_wasserstein(*spaces, a / a.sum(), b / b.sum(), eps=0.3, tol=1e-5)
+        assert result.converged
+        assert result.n_iter <= 25
 
 
 class TestBatch:

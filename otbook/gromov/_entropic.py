@@ -12,8 +12,8 @@ from .._check import ArrayLike
 from .._result import ConvergenceWarning, OTResult
 from ..entropic import sinkhorn
 from ._conditional import Callback, End
-from ._mirror import Response, mirror_descent
-from ._quadratic import Quadratic
+from ._mirror import Response, distance, mirror_descent
+from ._quadratic import Quadratic, Split
 from ._solve import Structure, problem, solve
 
 
@@ -40,7 +40,8 @@ def entropic_gromov_wasserstein(
     Args:
         Cx: costs within the first space, shape (…, n, n); need not be symmetric. Costs of low rank, as a
             :class:`LowRankCost` or a squared Euclidean :class:`~otbook.costs.PointCloudCost` of the points
-            with themselves, are multiplied by their factors and never formed.
+            with themselves, are multiplied by their factors and never formed; a matrix is factorised where
+            its rank turns out to be small.
         Cy: costs within the second space, shape (…, m, m), in the same units.
         a: weights of the first space, shape (n,) or (…, n), sum 1; uniform if None. Zeros are allowed.
         b: weights of the second space, shape (m,) or (…, m), sum 1; uniform if None. Zeros are allowed.
@@ -82,7 +83,8 @@ def entropic_gromov_wasserstein(
     eps = _check.positive(eps, "eps", remedy="for the unregularised problem use gromov_wasserstein")
 
     def descend(q: Quadratic, P: Tensor, **options) -> End:
-        return mirror_descent(_Sinkhorn(q, eps), q.gradient(q.product(P)), eps=eps, scale=q.scale, **options)
+        respond = _Sinkhorn(q, eps)
+        return mirror_descent(respond, respond.split(P)[0], eps=eps, scale=q.scale, **options)
 
     return solve(
         descend,
@@ -96,31 +98,39 @@ def entropic_gromov_wasserstein(
 
 
 class _Sinkhorn:
-    """P(C) by Sinkhorn; each problem starts from the potential of the one before."""
+    """P(C) by Sinkhorn, for C = −2R known by its core; each problem starts from the potential before.
+
+    ∇E(P) = u⊕v − 2S(P) is such a cost, but for what is constant in its rows and columns.
+    """
 
     def __init__(self, q: Quadratic, eps: float) -> None:
-        self.q, self.eps, self.g = q, eps, None
+        self.q, self.eps, self.g, self.split = q, eps, None, Split(q)
 
-    def __call__(self, C: Tensor, accuracy: float) -> Response:
-        q = self.q
+    def __call__(self, K: Tensor, accuracy: float) -> Response:
+        q, split = self.q, self.split
         with warnings.catch_warnings():
             # The marginals of the plan that is returned are measured at the end.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            inner = sinkhorn(C, q.a, q.b, eps=self.eps, tol=accuracy, g0=self.g)
+            inner = sinkhorn(split.expand(-2 * K), q.a, q.b, eps=self.eps, tol=accuracy, g0=self.g)
         self.g, P = inner.g, inner.plan
-        gradient = q.gradient(q.product(P))
+        new, rows, columns = split(P)
+        left, arrived = P.sum(1), P.sum(0)
         # E(P) = ½⟨u⊕v + ∇E(P), P⟩ − ½⟨u, a⟩ − ½⟨v, b⟩, which is right to first order in the marginals.
-        cost = ((q.u[:, None] + q.v + gradient) * P).sum() / 2 - q.squares
-        residual = gradient - C
-        # Whatever is constant in a row or a column of the cost goes into the potentials.
-        rows = residual @ q.b
-        columns = q.a @ (residual - rows[:, None])
+        cost = (q.u - rows) @ left + (q.v - columns) @ arrived - split.times(new, P) - q.squares
+        rows, columns = q.u - 2 * rows, q.v - 2 * columns
+        residual = new - K
         return Response(
             P=P,
             f=inner.f + rows,
             g=inner.g + columns,
-            # With the dual value of the cost C + rows⊕columns, errors of the marginals hardly count.
-            value=inner.value + cost - (C * P).sum() + rows @ (q.a - P.sum(1)) + columns @ (q.b - P.sum(0)),
+            # With the dual value of the cost C + rows⊕columns, errors of the marginals hardly count. The
+            # rows of a Sinkhorn plan have none.
+            value=inner.value + cost - inner.cost + columns @ (q.b - arrived),
             cost=cost.clamp(min=0),
-            residual=residual - rows[:, None] - columns,
+            residual=residual,
+            rest=2 * distance(P, split.expand(residual).square_()) / self.eps,
         )
+
+    def metric(self, residuals: Tensor) -> Tensor:
+        """Residuals weighted by a⊗b."""
+        return self.split.metric(residuals)

@@ -35,7 +35,8 @@ def gromov_wasserstein(
     Args:
         Cx: costs within the first space, shape (…, n, n); need not be symmetric. Costs of low rank, as a
             :class:`LowRankCost` or a squared Euclidean :class:`~otbook.costs.PointCloudCost` of the points
-            with themselves, are multiplied by their factors and never formed.
+            with themselves, are multiplied by their factors and never formed; a matrix is factorised where
+            its rank turns out to be small.
         Cy: costs within the second space, shape (…, m, m), in the same units.
         a: weights of the first space, shape (n,) or (…, n), sum 1; uniform if None. Zeros are allowed.
         b: weights of the second space, shape (m,) or (…, m), sum 1; uniform if None. Zeros are allowed.

@@ -18,7 +18,9 @@ class Quadratic:
     def __init__(self, X: Space, Y: Space, a: Tensor, b: Tensor, M: Tensor | None, alpha: float):
         # mps has no float64.
         work = torch.float32 if a.device.type == "mps" else torch.float64
+        given = torch.finfo(a.dtype).eps
         X, Y = (Space(tuple(t.detach().to(work) for t in s.factors), s.symmetric) for s in (X, Y))
+        X, Y = X.factorised(given), Y.factorised(given)
         a, b = (t.detach().to(work) for t in (a, b))
         self.a, self.b, self.alpha = a / a.sum(), b / b.sum(), alpha
         # Only differences Cx_ik − Cy_jl matter: without the common mean, their squares cancel less.
@@ -26,7 +28,8 @@ class Quadratic:
         self.X, self.Y = X.minus(mean), Y.minus(mean)
         self.symmetric = X.symmetric and Y.symmetric
         self.u, self.v = squares(self.X, self.a), squares(self.Y, self.b)
-        self.M = a.new_zeros(len(a), len(b)) if M is None else (1 - alpha) * M.detach().to(work)
+        shape = len(a), len(b)
+        self.M = a.new_zeros(()).expand(shape) if M is None else (1 - alpha) * M.detach().to(work)
         #: E(P) + ⟨S(P), P⟩ on couplings.
         self.squares = (self.u @ self.a + self.v @ self.b) / 2
         self.scale = (self.M.max() - self.M.min() + alpha * self.squares).item() or 1.0
@@ -49,6 +52,70 @@ class Quadratic:
         quadratic = ((self.u[:, None] + self.v) / 2 - S).mul(P).sum()
         # The difference of two large sums can fall below zero by rounding; E cannot.
         return (self.M * P).sum() + self.alpha * quadratic.clamp(min=0)
+
+
+class Split:
+    """S(P) = rows⊕columns + R(P), where R b = 0 and Rᵀa = 0, and R is known by its core.
+
+    Couplings do not see rows⊕columns. For symmetric costs Cx = A Bᵀ and Cy = A' B'ᵀ the rest is
+    R = 2 (A − 1 aᵀA) K (A' − 1 bᵀA')ᵀ with the core K = Bᵀ P B', r s numbers for costs of rank r and s;
+    a cost without factors has A = 1, and its side of the core is centred instead.
+    """
+
+    def __init__(self, q: Quadratic) -> None:
+        self.q = q
+        self.factor = 2.0 if q.symmetric else 1.0
+        spaces = (q.X, q.Y) if q.symmetric else (None, None)
+        self.x, self.y = (_Side(s, w) for s, w in zip(spaces, (q.a, q.b), strict=True))
+
+    def __call__(self, P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The core, and the rows and columns that are split off."""
+        q, x, y = self.q, self.x, self.y
+        right = q.X.factors[-1], q.Y.factors[-1].mT
+        K = torch.linalg.multi_dot([right[0], P, right[1]]) if q.symmetric else q.product(P)
+        rows, columns = K @ y.mean, x.mean @ K
+        constant = x.mean @ rows
+        if x.centred is None:
+            K -= columns
+        if y.centred is None:
+            K -= (K @ y.mean)[:, None]
+        return K, self.factor * x.lift(rows), self.factor * (y.lift(columns) - constant)
+
+    def expand(self, K: Tensor) -> Tensor:
+        """R, of shape (n, m), from its core."""
+        K = self.factor * K
+        if self.x.centred is not None:
+            K = self.x.centred @ K
+        return K if self.y.centred is None else K @ self.y.centred.mT
+
+    def times(self, K: Tensor, P: Tensor) -> Tensor:
+        """⟨R, P⟩."""
+        if self.x.centred is not None:
+            P = self.x.centred.mT @ P
+        if self.y.centred is not None:
+            P = P @ self.y.centred
+        return self.factor * (K.flatten() @ P.flatten())
+
+    def metric(self, K: Tensor) -> Tensor:
+        """G with ⟨G, K'⟩ = Σ_ij a_i b_j R_ij R'_ij, up to a factor, for cores of shape (…, r, s)."""
+        x, y = self.x, self.y
+        K = x.weights[:, None] * K if x.centred is None else x.weights @ K
+        return K * y.weights if y.centred is None else K @ y.weights
+
+
+class _Side:
+    """The left factor A of one space, 1 for a cost without factors; its mean under w, and A less its mean."""
+
+    def __init__(self, space: Space | None, w: Tensor) -> None:
+        self.A = space.factors[0] if space and len(space.factors) == 2 else None
+        self.mean = w if self.A is None else w @ self.A
+        self.centred = None if self.A is None else self.A - self.mean
+        #: The diagonal, or the matrix, by which cores are weighted.
+        self.weights = w if self.A is None else (self.centred.mT * w) @ self.centred
+
+    def lift(self, v: Tensor) -> Tensor:
+        """A v."""
+        return v if self.A is None else self.A @ v
 
 
 def sandwich(X: Space, P: Tensor, Y: Space) -> Tensor:

@@ -11,6 +11,9 @@ from .. import _check
 from .._check import ArrayLike
 from ..costs import PointCloudCost
 
+#: Ranks up to about this are found, in spaces of so many points: smaller ones are multiplied as they are.
+RANK, SMALL = 32, 128
+
 
 class LowRankCost:
     """The cost C = A Bᵀ of rank r between n and m points, by its factors: n r + m r numbers, not n m.
@@ -87,6 +90,29 @@ class Space:
         one = torch.ones_like(A[:, :1])
         return Space((torch.cat([A, -mean * one], 1), torch.cat([B, one.T])), self.symmetric)
 
+    def factorised(self, eps: float) -> Space:
+        """The same costs by two factors, if their rank is small: C = A B to the relative rounding eps.
+
+        B are rows of C and A combines columns of C, so that neither has errors of its own. They are those
+        that elimination picks from a basis of C Ω, for a random Ω of more columns than the rank (Halko,
+        Martinsson and Tropp 2011, sections 4.1 and 5.2); whether A B is C is then seen from every entry.
+        """
+        if len(self.factors) > 1 or self.n < SMALL:
+            return self
+        (C,) = self.factors
+        random = torch.Generator().manual_seed(self.n)
+        sketch = C @ torch.randn(self.n, RANK + 8, generator=random, dtype=C.dtype).to(C.device)
+        Q, sizes, _ = torch.linalg.svd(sketch.cpu(), full_matrices=False)
+        rank = int((sizes > self.n * eps * sizes[0]).sum())
+        if not 0 < rank <= RANK:
+            return self
+        B = C[pivots(Q[:, :rank])]
+        columns = pivots(B.mT.cpu())
+        A = torch.linalg.solve(B[:, columns].mT, C[:, columns].mT).mT
+        if (A @ B).sub_(C).abs_().max() > 16 * eps * C.abs().max():
+            return self
+        return Space((A, B), self.symmetric)
+
     def times(self, w: Tensor) -> Tensor:
         """Σ_k C_ik w_k, for each i."""
         for factor in reversed(self.factors):
@@ -134,6 +160,14 @@ def _squared_distances(x: Tensor, y: Tensor) -> Space:
     A = torch.cat([xx, -2 * x, torch.ones_like(xx)], -1)
     B = torch.cat([torch.ones_like(yy), y, yy], -1)
     return Space((A, B.mT), symmetric=same)
+
+
+def pivots(Q: Tensor) -> list[int]:
+    """The rows of Q (n, r) that elimination with partial pivoting picks."""
+    order = list(range(len(Q)))
+    for i, k in enumerate(torch.linalg.lu_factor(Q).pivots.tolist()):
+        order[i], order[k - 1] = order[k - 1], order[i]
+    return order[: Q.shape[1]]
 
 
 def finite(C: Tensor, name: str) -> None:

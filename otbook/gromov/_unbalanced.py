@@ -14,7 +14,7 @@ from .._envelope import attach
 from .._result import ConvergenceWarning, OTResult
 from ..entropic import sinkhorn_unbalanced
 from ._conditional import Callback, End
-from ._mirror import Response, mirror_descent
+from ._mirror import Response, distance, mirror_descent
 from ._quadratic import Quadratic, gradients, squares
 from ._solve import Problem, Structure, problem, solve
 
@@ -144,6 +144,7 @@ class _Relaxed:
         gradient = self.gradient(P)
         cost = (gradient * P).sum() / 2
         residual = gradient - C
+        residual -= (residual * P).sum()
         return Response(
             P=P,
             f=inner.f + rho * mass.log(),
@@ -151,8 +152,13 @@ class _Relaxed:
             # The KL terms of K are linear in the potentials, which leaves −(2ρ + ε) log mass, of C itself.
             value=cost - (C * P).sum() + level,
             cost=cost.clamp(min=0),
-            residual=residual - (residual * P).sum(),
+            residual=residual,
+            rest=distance(P, residual.square()) / eps,
         )
+
+    def metric(self, residuals: Tensor) -> Tensor:
+        """Residuals weighted by a⊗b."""
+        return residuals * self.q.outer
 
 
 def _finish(single: Problem, end: End, eps: float, rho: float) -> OTResult:
