@@ -108,10 +108,11 @@ class _Sinkhorn:
 
     def __call__(self, K: Tensor, accuracy: float) -> Response:
         q, split = self.q, self.split
+        C = split.expand(-2 * K)
         with warnings.catch_warnings():
             # The marginals of the plan that is returned are measured at the end.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            inner = sinkhorn(split.expand(-2 * K), q.a, q.b, eps=self.eps, tol=accuracy, g0=self.g)
+            inner = sinkhorn(C, q.a, q.b, eps=self.eps, tol=accuracy, g0=self.g)
         self.g, P = inner.g, inner.plan
         new, rows, columns = split(P)
         left, arrived = P.sum(1), P.sum(0)
@@ -119,7 +120,7 @@ class _Sinkhorn:
         cost = (q.u - rows) @ left + (q.v - columns) @ arrived - split.times(new, P) - q.squares
         rows, columns = q.u - 2 * rows, q.v - 2 * columns
         residual = new - K
-        return Response(
+        return Response(  # the plan has been formed, so that the memory of C is free
             P=P,
             f=inner.f + rows,
             g=inner.g + columns,
@@ -128,7 +129,7 @@ class _Sinkhorn:
             value=inner.value + cost - inner.cost + columns @ (q.b - arrived),
             cost=cost.clamp(min=0),
             residual=residual,
-            rest=2 * distance(P, split.expand(residual).square_()) / self.eps,
+            rest=2 * distance(P, split.expand(residual, out=C).square_()) / self.eps,
         )
 
     def metric(self, residuals: Tensor) -> Tensor:

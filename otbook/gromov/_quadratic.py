@@ -81,12 +81,14 @@ class Split:
             K -= (K @ y.mean)[:, None]
         return K, self.factor * x.lift(rows), self.factor * (y.lift(columns) - constant)
 
-    def expand(self, K: Tensor) -> Tensor:
-        """R, of shape (n, m), from its core."""
-        K = self.factor * K
-        if self.x.centred is not None:
-            K = self.x.centred @ K
-        return K if self.y.centred is None else K @ self.y.centred.mT
+    def expand(self, K: Tensor, out: Tensor | None = None) -> Tensor:
+        """R, of shape (n, m), from its core; in memory of its own, or in that of a matrix given."""
+        A, B = self.x.centred, self.y.centred
+        if A is None:
+            return (
+                torch.mul(K, self.factor, out=out) if B is None else torch.mm(self.factor * K, B.mT, out=out)
+            )
+        return torch.mm(self.factor * A, K if B is None else K @ B.mT, out=out)
 
     def times(self, K: Tensor, P: Tensor) -> Tensor:
         """⟨R, P⟩."""
