@@ -84,11 +84,11 @@ class Split:
     def expand(self, K: Tensor, out: Tensor | None = None) -> Tensor:
         """R, of shape (n, m), from its core; in memory of its own, or in that of a matrix given."""
         A, B = self.x.centred, self.y.centred
-        if A is None:
-            return (
-                torch.mul(K, self.factor, out=out) if B is None else torch.mm(self.factor * K, B.mT, out=out)
-            )
-        return torch.mm(self.factor * A, K if B is None else K @ B.mT, out=out)
+        if A is not None:
+            return torch.mm(self.factor * A, K if B is None else K @ B.mT, out=out)
+        if B is not None:
+            return torch.mm(self.factor * K, B.mT, out=out)
+        return torch.mul(K, self.factor, out=out)
 
     def times(self, K: Tensor, P: Tensor) -> Tensor:
         """⟨R, P⟩."""
