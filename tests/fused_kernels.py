@@ -219,6 +219,28 @@ def test_core_loop_with_it():
     torch.testing.assert_close((a * f).sum() + (b * g).sum(), value, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_sinkhorn_takes_it_by_itself(cost, monkeypatch):
+    used, absorb = [], _fused.FusedKernel.absorb
+    monkeypatch.setattr(
+        _fused.FusedKernel, "absorb", lambda self, *g, **how: used.append(self) or absorb(self, *g, **how)
+    )
+    x, y, a, b = (t.to(DEVICE) for t in problems.clouds(20, 30))
+    a[3], b[:2] = 0, 0
+    a, b = a / a.sum(), b / b.sum()
+    found, slopes = [], []
+    for dtype in (torch.float64, torch.float32):
+        z = x.to(dtype).requires_grad_()
+        tol = 1e-10 if dtype == torch.float64 else 2e-6
+        result = sinkhorn(PointCloudCost(z, y.to(dtype), cost), a.to(dtype), b.to(dtype), eps=0.3, tol=tol)
+        assert result.converged
+        assert bool(used) == (dtype == torch.float32)
+        found.append([t.double() for t in (result.value, result.cost, result.plan)])
+        slopes.append(torch.autograd.grad(result.value, z)[0].double())
+    torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(slopes[1], slopes[0], rtol=0, atol=1e-5)
+
+
 def test_a_gradient_is_refused():
     x, y, _, g = clouds(2)
     with pytest.raises(RuntimeError, match="have no gradient: detach"):

@@ -339,10 +339,9 @@ def test_something_else_than_numbers():
         auction("cost")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_results_come_back_on_the_device_of_the_cost():
-    C = problems.random_problem(5, 5)[0].cuda()
+def test_results_come_back_on_the_device_of_the_cost(device):
+    C = problems.random_problem(5, 5)[0].to(device)
     result = auction(C)
     for t in (result.value, result.plan, result.f, result.g, result.marginal_error):
-        assert t.is_cuda
+        assert t.device == device
     torch.testing.assert_close(result.value.cpu(), auction(C.cpu()).value, rtol=0, atol=1e-12)

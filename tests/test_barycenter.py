@@ -565,3 +565,12 @@ def test_bad_images(case):
     args, kwargs, message = BAD_IMAGES[case]
     with pytest.raises(ValueError, match=message):
         convolutional(*args, **{"eps": 0.1, **kwargs})
+
+
+@pytest.mark.parametrize("debiased", [False, True])
+def test_convolutional_on_another_device(debiased, device):
+    images = torch.rand(2, 6, 6, generator=problems.generator(0), dtype=torch.float64)
+    images = images / images.sum((-2, -1), keepdim=True)
+    here, there = (convolutional(A, eps=0.05, debiased=debiased) for A in (images, images.to(device)))
+    assert there.device == device
+    close(there.cpu(), here)

@@ -1,7 +1,7 @@
 """Sinkhorn over two processes, started by torchrun, against one process that holds all rows.
 
 This file is also the program that the two processes run: each solves every case for its rows, and
-saves what it found for the tests to compare.
+saves what it found for the tests to compare. They talk by gloo and, where there are GPUs, by NCCL.
 """
 
 import os
@@ -32,15 +32,19 @@ if not dist.is_available():
 
 #: The rows of the two processes: 13 and 28 of 41.
 SHARDS = slice(0, 13), slice(13, 41)
+#: Backends and where the rows are. gloo shares a GPU between processes; NCCL wants one for each.
+GPUS = torch.cuda.device_count()
+GROUPS = ["gloo cpu"] + ["gloo cuda"] * (GPUS >= 1) + ["nccl cuda"] * (GPUS >= 2)
 
 
-def case(d=2, *, share, massless=0, dtype=torch.float64, **options):
+def case(d=2, *, share, massless=0, dtype=torch.float64, device="cpu", **options):
     """A problem with weights of zero on both sides, and the options to solve it with."""
     x, y, a, b = clouds(41, 30, d, seed=d)
     a[: 2 + massless], a[40], b[:4] = 0, 0, 0
     C = PointCloudCost(x, y, options.get("cost", "sqeuclidean"))
     eps = share * C.dense().max().item()
-    return [t.to(dtype) for t in (x, y, a / a.sum(), b / b.sum())], {"eps": eps, "tol": 1e-12} | options
+    tensors = [t.to(device, dtype) for t in (x, y, a / a.sum(), b / b.sum())]
+    return tensors, {"eps": eps, "tol": 1e-12} | options
 
 
 CASES = {
@@ -55,11 +59,11 @@ CASES = {
 def sweep(kernel, eps):
     """A product of the core loop where the scalings are near 1, and another where they are not."""
     kernel.absorb(torch.zeros_like(kernel.b), eps, exact=True)
-    v = torch.linspace(1.0, 1.1, 30, dtype=torch.float64)
+    v = torch.linspace(1.0, 1.1, 30, dtype=torch.float64, device=kernel.b.device)
     return [kernel.sweep(w)[1] for w in (v, 3 * v)]
 
 
-def run_cases(rank, folder):
+def run_cases(rank, folder, device):
     """What one of the two processes does."""
     rows, found = SHARDS[rank], {}
 
@@ -76,10 +80,10 @@ def run_cases(rank, folder):
             found[name] = f"{type(error).__name__}: {error}"
 
     for name, make in CASES.items():
-        (x, y, a, b), options = make()
+        (x, y, a, b), options = make(device=device)
         attempt(name, x[rows], y, a[rows], b, **options)
 
-    (x, y, a, b), options = case(share=0.1)
+    (x, y, a, b), options = case(share=0.1, device=device)
     found["sweep"] = sweep(ShardedKernel(PointCloudCost(x[rows], y), a[rows], b, None), options["eps"])
     here, a_here, second = x[rows], a[rows], rank == 1
     attempt("uniform", here, y, eps=1.0, tol=1e-12)
@@ -99,13 +103,19 @@ def run_cases(rank, folder):
     torch.save(found, folder / f"{rank}.pt")
 
 
+@pytest.fixture(scope="module", params=GROUPS)
+def group(request):
+    """The backend of the processes, and the device of their rows."""
+    return request.param.split()
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
-    """What the two processes found, each a dictionary by case."""
+def found(group, tmp_path_factory):
+    """What the two processes found, each a dictionary by case, on the CPU."""
     folder = tmp_path_factory.mktemp("shards")
     root, launch = Path(__file__).parents[1], "torch.distributed.run --standalone --nproc-per-node 2"
     run = subprocess.run(
-        [sys.executable, *f"-m {launch} -m tests.test_distributed {folder}".split()],
+        [sys.executable, *f"-m {launch} -m tests.test_distributed {folder} {' '.join(group)}".split()],
         cwd=root,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         capture_output=True,
@@ -113,7 +123,7 @@ def found(tmp_path_factory):
         timeout=120,
     )
     assert run.returncode == 0, run.stderr
-    return [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
+    return [torch.load(folder / f"{rank}.pt", map_location="cpu") for rank in (0, 1)]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -190,7 +200,9 @@ def test_stopped_early_says_so_everywhere(found):
         }.items()
     ],
 )
-def test_an_error_anywhere_ends_all(name, first, second, found):
+def test_an_error_anywhere_ends_all(name, first, second, found, group):
+    if name == "threads" and group[1] == "cuda":
+        pytest.skip("threads of the CPU do not round what a GPU sums")
     for shares, message in zip(found, (first, second), strict=True):
         assert str(shares[name]).startswith(message)
 
@@ -203,11 +215,39 @@ def test_a_group_may_be_a_part_of_all(found):
 
 
 @pytest.fixture
-def alone():
+def alone(request):
     """A group of one process."""
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    yield
+    backend = getattr(request, "param", "gloo")
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield backend
     dist.destroy_process_group()
+
+
+def test_what_is_summed_is_on_the_device_of_the_points(device, alone, monkeypatch):
+    seen, all_reduce = set(), dist.all_reduce
+    monkeypatch.setattr(dist, "all_reduce", lambda t, *p, **k: seen.add(t.device) or all_reduce(t, *p, **k))
+    (x, y, a, b), options = case(share=5e-3)  # with Newton steps, and weights of zero
+    here = sinkhorn_sharded(x, y, a, b, **options)
+    assert seen == {x.device}
+    seen.clear()
+    there = sinkhorn_sharded(*(t.to(device) for t in (x, y, a, b)), **options)
+    assert seen == {device}
+    assert there.plan.device == device
+    for key in ("value", "f", "g", "plan"):
+        torch.testing.assert_close(getattr(there, key).cpu(), getattr(here, key), rtol=0, atol=1e-10)
+
+
+@pytest.mark.skipif(not GPUS, reason="needs a GPU")
+@pytest.mark.parametrize("alone", ["nccl"], indirect=True)
+def test_one_process_with_nccl(alone):
+    (x, y, a, b), options = case(share=5e-3)
+    one = sinkhorn(PointCloudCost(x, y), a, b, **options)
+    result = sinkhorn_sharded(*(t.cuda() for t in (x, y, a, b)), **options)
+    assert result.plan.is_cuda
+    for key in ("value", "f", "g", "plan"):
+        torch.testing.assert_close(getattr(result, key).cpu(), getattr(one, key), rtol=0, atol=1e-10)
+    with pytest.raises(ValueError, match=r"x_local is on the CPU.*x_local.cuda\(\) or a gloo group"):
+        sinkhorn_sharded(x, y, a, b, **options)
 
 
 def test_a_process_group_is_needed():
@@ -240,6 +280,10 @@ def test_bad_input(change, message, alone):
 
 
 if __name__ == "__main__":
-    dist.init_process_group("gloo", timeout=timedelta(seconds=60))
-    run_cases(dist.get_rank(), Path(sys.argv[1]))
+    folder, backend, device = sys.argv[1:]
+    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    rank = dist.get_rank()
+    if device == "cuda":
+        torch.cuda.set_device(rank % GPUS)
+    run_cases(rank, Path(folder), device)
     dist.destroy_process_group()

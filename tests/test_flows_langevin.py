@@ -197,11 +197,12 @@ def test_numpy_and_float32_agree_with_float64_in_law():
     assert_mean(x.double() ** 2, 1 / 0.75)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda():
-    generator = torch.Generator(device="cuda").manual_seed(0)
-    x = langevin(start(40_000).cuda(), linear(1.0), step=0.5, n_steps=40, generator=generator)
-    assert x.is_cuda
+def test_on_another_device(device):
+    if device.type != "cuda":
+        pytest.skip("random numbers need a GPU")
+    generator = torch.Generator(device).manual_seed(0)
+    x = langevin(start(40_000).to(device), linear(1.0), step=0.5, n_steps=40, generator=generator)
+    assert x.device == device
     assert_mean(x**2, 1 / 0.75)
     with pytest.raises(ValueError, match=r"generator is on cpu, but x0 is on cuda"):
         langevin(x, linear(1.0), step=0.5, n_steps=1, generator=problems.generator(0))

@@ -15,8 +15,6 @@ from otbook.flows import ParticleFlow, energy_distance, mmd2, particle_flow, svg
 
 from . import problems
 
-CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
 
 def cloud(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=problems.generator(seed), dtype=torch.float64).to(dtype)
@@ -299,15 +297,14 @@ def test_float32():
         torch.testing.assert_close(single.double(), double, rtol=0, atol=1e-4)
 
 
-@CUDA
-def test_cuda():
+def test_on_another_device(device):
     x, y = cloud(6, 2), cloud(5, 2, seed=1)
     here = particle_flow(x, lambda x: energy_distance(x, y), step=0.1, n_steps=5).x
-    there = y.cuda()
-    run = particle_flow(x.cuda(), lambda x: energy_distance(x, there), step=0.1, n_steps=5)
+    there = y.to(device)
+    run = particle_flow(x.to(device), lambda x: energy_distance(x, there), step=0.1, n_steps=5)
     torch.testing.assert_close(run.x.cpu(), here, rtol=0, atol=1e-10)
     torch.testing.assert_close(
-        svgd(x.cuda(), lambda x: -x, step=0.1, n_steps=5).x.cpu(),
+        svgd(x.to(device), lambda x: -x, step=0.1, n_steps=5).x.cpu(),
         svgd(x, lambda x: -x, step=0.1, n_steps=5).x,
         rtol=0,
         atol=1e-10,

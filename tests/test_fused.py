@@ -32,20 +32,55 @@ def test_kernels(machine):
     assert run.returncode == 0, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("d", [2, 20])
-def test_compiles_for_a_gpu_without_one(d, tmp_path, monkeypatch):
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
+class Driver:
+    """A GPU on paper: kernels are compiled for it, and cannot be launched."""
+
+    def __init__(self, capability):
+        self.capability = capability
+
+    def get_current_target(self):
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device):
+        return 0
+
+
+@pytest.fixture
+def compiled(request, tmp_path, monkeypatch):
+    """The machine code that the launches of a test were compiled to, for a GPU of some capability."""
+    from triton.runtime import driver
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = _fused._kernel()
-    names = kernel.arg_names
-    constants = dict(zip(names[12:], (d, d <= 16, d <= 16, 16, 16, 16), strict=True))
-    types = ["*fp32"] * 9 + ["i32", "i32", "fp32"] + ["constexpr"] * 6
-    source = ASTSource(kernel, dict(zip(names, types, strict=True)), constexprs=constants)
-    code = compile(source, target=GPUTarget("cuda", 80, 32), options={"enable_fp_fusion": True})
-    assert code.asm["cubin"]
-    assert "tf32" not in code.asm["ptx"], "products of 10 bits would spoil the cost"
+    kernel, codes = _fused._kernel.__wrapped__(), []  # a kernel keeps what it was compiled for
+
+    class Compiler:
+        def __getitem__(self, grid):
+            return lambda *arguments, **options: codes.append(kernel.warmup(*arguments, grid=grid, **options))
+
+    monkeypatch.setattr(_fused, "_kernel", Compiler)
+    driver.set_active(Driver(request.param))
+    yield request.param, codes
+    driver.set_active(None)
+
+
+@pytest.mark.parametrize("compiled", [75, 80, 90], indirect=True)  # T4, A100, H100
+@pytest.mark.parametrize(("n", "m", "d"), [(1, 1, 1), (33, 70, 3), (48, 64, 20)])
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_compiles_for_a_gpu_without_one(compiled, n, m, d, cost):
+    x, y, h = torch.zeros(n, d), torch.zeros(m, d), torch.zeros(m, dtype=torch.float64)
+    _fused.softmin(x, y, h, 1.0, cost=cost)
+    capability, codes = compiled
+    assert len(codes) == 2, "two passes"
+    for code in codes:
+        assert code.metadata.target.arch == capability
+        assert code.asm["cubin"]
+        assert code.metadata.shared <= 48 * 1024, "more shared memory than a program gets unasked"
+        assert "tf32" not in code.asm["ptx"], "products of 10 bits would spoil the cost"
 
 
 def test_available_where_it_applies(monkeypatch):

@@ -391,13 +391,12 @@ def test_numpy_and_lists_take_the_dtype_of_the_array():
     assert value.item() == 5.0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda():
+def test_on_another_device(device):
     arguments = pair(batch=(2,))
     for there, here in zip(
-        every_function(*(t.cuda() for t in arguments)), every_function(*arguments), strict=True
+        every_function(*(t.to(device) for t in arguments)), every_function(*arguments), strict=True
     ):
-        assert there.is_cuda
+        assert there.device == device
         close(there.cpu(), here, atol=1e-9)
 
 

@@ -110,6 +110,20 @@ class TestImplicit:
             # The unrolled run is exact for the point it stopped at, 1e-12 from the solution.
             torch.testing.assert_close(left - left.mean(), right - right.mean(), rtol=0, atol=1e-9)
 
+    @pytest.mark.parametrize("how", ["implicit", "unrolled"])
+    def test_on_another_device(self, field, how, device):
+        here, probe = instance(5, 4, zeros=how == "implicit"), None
+        there = [t.detach().to(device).requires_grad_() for t in here]
+        gradients = []
+        for inputs in (here, there):
+            result = getattr(solve(*inputs, gradient=how), field)
+            probe = torch.rand_like(result) if probe is None else probe.to(device)
+            assert result.device == inputs[0].device
+            gradients.append(torch.autograd.grad((probe * result).sum(), inputs))
+        for expected, found in zip(*gradients, strict=True):
+            assert found.device == device
+            torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-8)
+
 
 class TestSecondDerivatives:
     def test_of_the_value(self):
@@ -132,6 +146,16 @@ class TestSecondDerivatives:
         assert gradgradcheck(
             lambda x, y: solve(PointCloudCost(x, y, cost), a, b, eps=0.1).value, inputs, **PRECISE
         )
+
+    def test_on_another_device(self, device):
+        (x, y, a, b), curvatures = problems.clouds(4, 3), []
+        for place in ("cpu", device):
+            z = x.detach().to(place).requires_grad_()
+            value = solve(PointCloudCost(z, y.to(place)), a.to(place), b.to(place)).value
+            (slope,) = torch.autograd.grad(value, z, create_graph=True)
+            curvatures.append(*torch.autograd.grad(slope[0, 0], z))
+        assert curvatures[1].device == device
+        torch.testing.assert_close(curvatures[1].cpu(), curvatures[0], rtol=0, atol=1e-8)
 
     def test_the_hessian_in_the_cost_is_negative(self):
         # The value is a minimum of functions that are linear in C, so it is concave.

@@ -107,6 +107,19 @@ class TestLowRank:
         # The points themselves are rounded to 1e5 · 1e-16.
         torch.testing.assert_close(near, far, rtol=1e-9, atol=0)
 
+    @pytest.mark.parametrize("solve", SOLVERS)
+    def test_on_another_device(self, solve, device):
+        Cx, Cy, *_, a, b = low_rank()
+        here = solve(Cx, Cy, a, b)
+        moved = (
+            LowRankCost(Cx.A.to(device), Cx.B.to(device)),
+            PointCloudCost(Cy.x.to(device), Cy.y.to(device)),
+        )
+        there = solve(*moved, a.to(device), b.to(device))
+        assert there.plan.device == device
+        torch.testing.assert_close(there.value.cpu(), here.value, rtol=0, atol=1e-8)
+        torch.testing.assert_close(there.plan.cpu(), here.plan, rtol=0, atol=1e-6)
+
     def test_float32(self):
         Cx, _, C, _, a, b = low_rank()
         Cy = asymmetric(5)

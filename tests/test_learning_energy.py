@@ -192,11 +192,10 @@ def test_says_when_it_does_not_converge():
         minibatch_energy_distance(*batches, eps=0.01, tol=1e-10, max_iter=2)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_cuda():
+def test_on_another_device(device):
     batches = clouds()
-    value = minibatch_energy_distance(*(t.cuda() for t in batches), eps=0.5, tol=1e-10)
-    assert value.is_cuda
+    value = minibatch_energy_distance(*(t.to(device) for t in batches), eps=0.5, tol=1e-10)
+    assert value.device == device
     torch.testing.assert_close(
         value.cpu(), minibatch_energy_distance(*batches, eps=0.5, tol=1e-10), atol=1e-8, rtol=0
     )

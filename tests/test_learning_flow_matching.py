@@ -293,13 +293,12 @@ def test_the_normalised_energy():
         normalised_path_energy(1.0, 0.0)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-def test_the_gpu_gives_the_same():
+def test_another_device_gives_the_same(device):
     x0, x1 = clouds(6, 6)
-    gpu = ot_cfm_pairs(x0.cuda(), x1.cuda(), seeded())
-    assert gpu[1].is_cuda
-    torch.testing.assert_close(gpu[1].cpu(), ot_cfm_pairs(x0, x1, seeded())[1])
-    drawn = ot_cfm_pairs(x0.cuda(), x1[:4].cuda(), seeded())
+    there = ot_cfm_pairs(x0.to(device), x1.to(device), seeded())
+    assert there[1].device == device
+    torch.testing.assert_close(there[1].cpu(), ot_cfm_pairs(x0, x1, seeded())[1])
+    drawn = ot_cfm_pairs(x0.to(device), x1[:4].to(device), seeded())
     torch.testing.assert_close(drawn[1].cpu(), ot_cfm_pairs(x0, x1[:4], seeded())[1])
-    path = bridge_path(x0.cuda(), x1.cuda(), 0.3, seeded(), sigma=1.0)
+    path = bridge_path(x0.to(device), x1.to(device), 0.3, seeded(), sigma=1.0)
     torch.testing.assert_close(path.x.cpu(), bridge_path(x0, x1, 0.3, seeded(), sigma=1.0).x)

@@ -17,7 +17,6 @@ from .checks import close
 from .problems import matrix
 
 F64 = torch.float64
-needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
 def conditioned(n: int, sigma: Tensor) -> Tensor:
@@ -226,10 +225,10 @@ class TestBjorckLinear:
         with pytest.raises(ValueError, match="x has 3 features, but the layer takes 2"):
             BjorckLinear(2, 3)(torch.zeros(1, 3))
 
-    @needs_cuda
-    def test_cuda(self):
-        layer = BjorckLinear(4, 6, generator=torch.Generator("cuda").manual_seed(0), device="cuda", dtype=F64)
-        x = matrix(5, 4).cuda()
+    def test_on_another_device(self, device):
+        generator = torch.Generator(device).manual_seed(0) if device.type == "cuda" else None
+        layer = BjorckLinear(4, 6, generator=generator, device=device, dtype=F64)
+        x = matrix(5, 4).to(device)
         close(layer(x).detach().cpu(), copy.deepcopy(layer).cpu()(x.cpu()).detach(), 1e-10)
 
 

@@ -205,11 +205,10 @@ def test_float32_and_numpy():
     assert torch.equal(solve(y.numpy()).positions, solve(y).positions)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda():
+def test_on_another_device(device):
     y, start = observe(SPIKES, HEIGHTS), torch.arange(40, dtype=F64) / 40
     here = short(y, start=start, n_steps=50)
-    there = short(y.cuda(), start=start.cuda(), n_steps=50)
+    there = short(y.to(device), start=start.to(device), n_steps=50)
     close(there.positions.cpu(), here.positions, atol=1e-9)
 
 

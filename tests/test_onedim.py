@@ -572,12 +572,19 @@ def test_bad_input_of_the_sliced_distance(case):
         sliced_wasserstein(*args, **{"n_projections": 3, "generator": rng(), **kwargs})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_cuda():
-    x, y, a, b = (t.cuda() for t in line(batch=(2,)))
+def test_on_another_device(device):
+    x, y, a, b = (t.to(device) for t in line(batch=(2,)))
     expected = wasserstein_1d(x.cpu(), y.cpu(), a.cpu(), b.cpu(), p=1.5)
     torch.testing.assert_close(wasserstein_1d(x, y, a, b, p=1.5).cpu(), expected, rtol=0, atol=1e-10)
-    cloud = torch.randn(4, 3, device="cuda")
-    sliced = sliced_wasserstein(cloud, cloud + 1, n_projections=9, generator=rng())
-    on_cpu = sliced_wasserstein(cloud.cpu(), cloud.cpu() + 1, n_projections=9, generator=rng())
-    torch.testing.assert_close(sliced.cpu(), on_cpu, rtol=0, atol=1e-4)
+    cloud = torch.randn(4, 3, generator=rng()).to(device)
+    for measure in (
+        lambda x: sliced_wasserstein(x, x + 1, n_projections=9, generator=rng()),
+        lambda x: max_sliced_wasserstein(x, x.square(), generator=rng()),
+        lambda x: onedim.monotone_plan(x[:, 0], x[:, 1]),
+        lambda x: onedim.cdf(x[:, 0], x[:, 1]),
+        lambda x: onedim.quantile(x[:, 0], x[:, 1].sigmoid()),
+        lambda x: quantile_map(x[:, 0], x[:, 1])(x[:, 2]),
+    ):
+        there, here = measure(cloud), measure(cloud.cpu())
+        assert there.device == device
+        torch.testing.assert_close(there.cpu(), here, rtol=0, atol=1e-4)

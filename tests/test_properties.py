@@ -410,6 +410,19 @@ class TestMatrix:
         # Central differences: h² from their curvature, and the error of the values over h.
         torch.testing.assert_close((grad * direction).sum(), rise, rtol=0, atol=1e-6 + solver.accuracy / h)
 
+    @every_solver
+    def test_on_another_device(self, solver, device):
+        here = [t.requires_grad_() for t in random_problem()]
+        there = [t.detach().to(device).requires_grad_() for t in here]
+        results = [solver(*problem) for problem in (here, there)]
+        parts = [[getattr(r, key) for key in ("value", "cost", "plan", "f", "g")] for r in results]
+        for r, found, problem in zip(results, parts, (here, there), strict=True):
+            found += torch.autograd.grad(r.value, problem)
+        for expected, found in zip(*parts, strict=True):
+            assert found.device == device
+            torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=100 * solver.accuracy)
+        assert solver(there[0].detach()).plan.device == device  # None is uniform, there too
+
 
 def weighted_clouds(n: int = 7, m: int = 5, *, batch: tuple[int, ...] = (), seed: int = 3):
     return problems.clouds(n, m, batch=batch, seed=seed)
@@ -596,6 +609,18 @@ class TestClouds:
         if solver.degree == 1:
             bound = bound / double.item()  # of a root: |√s − √t| ≤ |s − t| / √t
         assert abs(single.double() - double).item() <= bound
+
+    @clouds_except()
+    def test_on_another_device(self, solver, device):
+        here = [t.requires_grad_() for t in weighted_clouds()]
+        there = [t.detach().to(device).requires_grad_() for t in here]
+        values = solver(*here), solver(*there)
+        assert values[1].device == device
+        torch.testing.assert_close(values[1].cpu(), values[0], rtol=0, atol=solver.accuracy)
+        gradients = [torch.autograd.grad(v, t) for v, t in zip(values, (here, there), strict=True)]
+        for expected, found in zip(*gradients, strict=True):
+            assert found.device == device
+            torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=100 * solver.accuracy)
 
     @clouds_except()
     def test_points_without_mass_do_not_matter(self, solver):

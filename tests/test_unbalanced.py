@@ -340,11 +340,10 @@ class TestBoundary:
         bound = dual(C, a, b, result.f, result.g, **problem)
         torch.testing.assert_close(bound, result.value, rtol=0, atol=1e-9)
 
-    @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
     @both
-    def test_cuda(self, divergence):
+    def test_on_another_device(self, divergence, device):
         C, a, b = unequal()
-        there = solve(C.cuda(), a.cuda(), b.cuda(), divergence=divergence)
+        there = solve(C.to(device), a.to(device), b.to(device), divergence=divergence)
         here = solve(C, a, b, divergence=divergence)
         torch.testing.assert_close(there.plan.cpu(), here.plan, rtol=0, atol=1e-10)
 

@@ -167,17 +167,23 @@ def _newton(relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Ten
     x = torch.cat(solve_grounded(P, ground[..., :n], ground[..., n:], G_free[..., :n], G_free[..., n:]), -1)
     # The model is of exponentials: it says nothing about moves of many ε.
     x = x * (REACH * eps / x.abs().amax(-1, keepdim=True).clamp(min=REACH * eps))
-    best, done = z, torch.zeros_like(z[..., :1], dtype=torch.bool)
-    for k in range(TRIALS):
-        trial = relaxed.project(z + 0.5**k * x)
+    best, step = z, torch.ones_like(z[..., :1])
+    done = failed = torch.zeros_like(step, dtype=torch.bool)
+    for _ in range(TRIALS):
+        trial = relaxed.project(z + step * x)
         move = trial - z
-        after = (gradient(trial)[1] * move).sum(-1, keepdim=True)
+        before, after = ((slopes * move).sum(-1, keepdim=True) for slopes in (G, gradient(trial)[1]))
         # The approximate Wolfe condition of Hager and Zhang (2005); NaN, after an overflow or a failed
         # factorisation, fails it.
-        good = ~done & (after >= -0.5 * (G * move).sum(-1, keepdim=True))
-        best, done = torch.where(good, trial, best), done | good
+        good = after >= -0.5 * before
+        best = torch.where(good & ~done, trial, best)
+        # Where the dual still rises half as steeply, it is nearly linear: clusters that exchange no mass
+        # may be far from where they begin to.
+        rising = good & ~failed & (after > 0.5 * before) & (before > 0)
+        done, failed = done | good & ~rising, failed | ~good
         if done.all():
             break
+        step = torch.where(rising, 4 * step, torch.where(good, step, step / 2))
     return best[..., n:]
 
 
