@@ -204,6 +204,16 @@ class TestAgainstOtherSolvers:
         exact = emd(C / C.max(), a, b).value
         assert -1e-6 <= (result.value - exact).item() <= 1e-5
 
+    def test_a_target_far_from_where_it_gets_mass(self):
+        # Its potential rises by thousands of γ, along which the dual is linear: first it only draws on a
+        # source that has none.
+        C = tensor([[0.5432, 0.8148, 0.1862], [0.6087, 0.8389, 0.8605]])
+        a, b = tensor([0, 1]), tensor([0.157, 0.843 - 4.66e-7, 4.66e-7])
+        result = smooth_ot(C, a, b, gamma=2.87e-6)
+        assert result.converged
+        assert result.n_iter < 100
+        torch.testing.assert_close(result.plan, a[:, None] * b, rtol=0, atol=1e-6)
+
 
 class TestInvariances:
     @every_form

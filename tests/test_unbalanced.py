@@ -127,6 +127,39 @@ class TestByHand:
         assert 0.1 < result.plan.sum() < 0.6
 
 
+#: Problems that need more than 1,500 iterations if a Newton step may not be longer than 50 ε.
+FAR = {
+    "tv": (
+        [[2, 3], [3, 1], [0, 1], [0, 1], [3, 0], [3, 2], [4, 3], [2, 1]],
+        [0.00052, 0.01564, 0.04398, 0.30755, 0.16469, 0.45971, 0.00006, 0.00785],
+        [0.34901, 1.35099],
+        {"eps": 4e-6, "rho": 8.6, "divergence": "tv"},
+    ),
+    "kl, dear mass": (
+        [
+            [2, 3, 4, 1, 2, 1, 1, 4, 4, 3],
+            [1, 0, 3, 4, 3, 2, 2, 1, 2, 1],
+            [1, 4, 0, 1, 4, 4, 0, 1, 1, 2],
+            [1, 1, 2, 2, 3, 4, 1, 1, 2, 1],
+        ],
+        [0.022, 0, 0.972, 0.006],
+        [0.066, 0.002, 0.204, 0.025, 0.074, 0.879, 0.027, 0.204, 0.038, 0.181],
+        {"eps": 9.6e-6, "rho": 36.0, "divergence": "kl"},
+    ),
+    "kl, cheap mass": (
+        [
+            [0.3571, 0.0540, 0.1669, 0.1073, 0.8175],
+            [0.7700, 0.0000, 0.7273, 0.0441, 0.8596],
+            [0.5759, 0.8057, 0.2069, 0.7551, 0.5937],
+            [0.5366, 0.6077, 0.1665, 0.4438, 0.8339],
+        ],
+        [0, 0.3568, 0.1926, 0.4506],
+        [0.0636, 0.9057, 0, 0.0047, 0.7260],
+        {"eps": 9.4e-7, "rho": 0.0263, "divergence": "kl"},
+    ),
+}
+
+
 class TestCertificate:
     @both
     @pytest.mark.parametrize(("eps", "rho"), [(2.0, 0.3), (0.3, 1.0), (0.3, 50.0), (0.02, 0.1)])
@@ -194,6 +227,16 @@ class TestCertificate:
         result = solve(C, a, b, **problem)
         assert result.n_iter < 100
         assert_optimal(C, a, b, result, **problem)
+
+    @pytest.mark.parametrize("case", FAR)
+    def test_clusters_far_from_where_they_begin_to_exchange_mass(self, case):
+        # Their constants move by thousands of ε, along which the dual is linear.
+        C, a, b, options = FAR[case]
+        C, a, b = (torch.tensor(t, dtype=F64) for t in (C, a, b))
+        result = sinkhorn_unbalanced(C, a, b, **options)
+        assert result.converged
+        assert result.n_iter < 150
+        assert_optimal(C, a, b, result, **options, atol=1e-5)
 
 
 class TestLimits:

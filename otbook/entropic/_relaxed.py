@@ -168,7 +168,7 @@ def _newton(relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Ten
     # The model is of exponentials: it says nothing about moves of many ε.
     x = x * (REACH * eps / x.abs().amax(-1, keepdim=True).clamp(min=REACH * eps))
     best, step = z, torch.ones_like(z[..., :1])
-    done = failed = torch.zeros_like(step, dtype=torch.bool)
+    done = torch.zeros_like(step, dtype=torch.bool)
     for _ in range(TRIALS):
         trial = relaxed.project(z + step * x)
         move = trial - z
@@ -179,8 +179,8 @@ def _newton(relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Ten
         best = torch.where(good & ~done, trial, best)
         # Where the dual still rises half as steeply, it is nearly linear: clusters that exchange no mass
         # may be far from where they begin to.
-        rising = good & ~failed & (after > 0.5 * before) & (before > 0)
-        done, failed = done | good & ~rising, failed | ~good
+        rising = good & (step >= 1) & (after > 0.5 * before) & (before > 0)
+        done = done | (good & ~rising) | (~good & (step > 1))
         if done.all():
             break
         step = torch.where(rising, 4 * step, torch.where(good, step, step / 2))

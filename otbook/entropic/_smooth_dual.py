@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,6 +83,11 @@ class Dual:
     b: Tensor
     semi: bool
 
+    @cached_property
+    def size(self) -> float:
+        """The largest absolute cost that is not infinite."""
+        return torch.where(torch.isfinite(self.C), self.C, 0.0).abs().max().item()
+
     def rows(self, g: Tensor, gamma: float) -> Tensor:
         """The f that maximises D(·, g)."""
         return self.omega.rows(self.C, g, self.a, self.b, gamma)
@@ -99,7 +105,6 @@ class Dual:
     def maximise(self, stages: list[float], tol: float, max_iter: int) -> tuple[Tensor, Tensor, int]:
         """Newton's method with backtracking, for one γ after the other."""
         g, n_iter = torch.zeros_like(self.b), 0
-        size = torch.where(torch.isfinite(self.C), self.C, 0.0).abs().max().item()
         for gamma in stages:
             goal = tol if gamma == stages[-1] else STAGE_TOL
             # One exact sweep over the blocks gives every row and column some mass.
@@ -110,7 +115,7 @@ class Dual:
                 r, s = self.a - P.sum(-1), self.b - P.sum(-2)
                 error = r.abs().sum(-1) + s.abs().sum(-1)
                 # W carries the rounding of f⊕g − C to the plan.
-                floor = torch.finfo(g.dtype).eps * size * W.sum((-2, -1))
+                floor = torch.finfo(g.dtype).eps * self.size * W.sum((-2, -1))
                 if n_iter >= max_iter or (error <= floor.clamp(min=goal)).all():
                     break
                 df, dg = _newton(W, r, s, error, gamma)
@@ -121,21 +126,30 @@ class Dual:
     def search(
         self, f: Tensor, g: Tensor, df: Tensor, dg: Tensor, D: Tensor, slope: Tensor, gamma: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Halve the Newton step of each problem until D rises as it should (Armijo's rule)."""
+        """Halve the Newton step of each problem until D rises as it should (Armijo's rule).
+
+        Where D still rises half as steeply behind the step, it is nearly linear: a part of the plan has no
+        mass yet and is far from where it gets some. There the step grows instead, while all goes well and
+        no potential moves by more than the largest cost.
+        """
         # Near the maximum the rise drowns in the rounding of D; the slope behind the step, which does
         # not, then shows a step that went far beyond the maximum along its line.
         size = (self.a * f.abs()).sum(-1) + (self.b * g.abs()).sum(-1) + D.abs()
         rounding = 8 * torch.finfo(D.dtype).eps * size
-        t = torch.ones_like(D)
+        reach = torch.maximum(df.abs().amax(-1), dg.abs().amax(-1)) / self.size
+        t, fell = torch.ones_like(D), torch.zeros_like(D, dtype=torch.bool)
         for _ in range(40):
             g_t = g + t[..., None] * dg
             f_t = self.rows(g_t, gamma) if self.semi else f + t[..., None] * df
             D_t, P, W = self.evaluate(f_t, g_t, gamma)
             behind = ((self.a - P.sum(-1)) * df).sum(-1) + ((self.b - P.sum(-2)) * dg).sum(-1)
             good = (D_t >= D + 1e-4 * t * slope - rounding) & (behind >= -slope / 2)
-            if good.all():
+            rising = good & ~fell & (behind > slope / 2) & (slope > rounding) & (4 * t * reach <= 1)
+            if (good & ~rising).all():
                 break
-            t = torch.where(good, t, t / 2)
+            fell = fell | ~good
+            # After growth back to the last good step: twice that would mirror what it has solved.
+            t = torch.where(rising, 4 * t, torch.where(good, t, torch.where(t > 1, t / 4, t / 2)))
         return f_t, g_t, D_t, P, W
 
 
