@@ -574,3 +574,14 @@ def test_convolutional_on_another_device(debiased, device):
     here, there = (convolutional(A, eps=0.05, debiased=debiased) for A in (images, images.to(device)))
     assert there.device == device
     close(there.cpu(), here)
+
+
+def test_free_support_on_another_device(device):
+    measures, lam = three_measures()
+    moved = [(x.to(device), a.to(device)) for x, a in measures]
+    here, there = (
+        free_support(m, lam.to(m[0][0].device), n_support=4, generator=problems.generator(0))
+        for m in (measures, moved)
+    )
+    assert there.points.device == device
+    close(there.points.cpu(), here.points, atol=1e-8)

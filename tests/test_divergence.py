@@ -136,6 +136,20 @@ def test_costs_need_not_be_stored(way, batch, eps, monkeypatch):
         torch.testing.assert_close(one, two, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("way", ["kernel kept", "made anew"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_on_another_device(way, dtype, device, monkeypatch):
+    monkeypatch.setattr(_divergence, WAYS[way], 0)
+    here = [t.requires_grad_() for t in clouds(dtype=dtype)]
+    there = [t.detach().to(device).requires_grad_() for t in here]
+    values = [sinkhorn_divergence(*t, eps=0.3) for t in (here, there)]
+    assert values[1].device == device
+    torch.testing.assert_close(values[1].cpu(), values[0], rtol=0, atol=1e-5)
+    slopes = [torch.autograd.grad(v, t[:2]) for v, t in zip(values, (here, there), strict=True)]
+    for expected, found in zip(*slopes, strict=True):
+        torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("eps", [1.0, 1e-2, 1e-4])
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean", "cosine"])
 def test_one_potential_solves_a_symmetric_problem(cost, eps):

@@ -284,7 +284,7 @@ class TestResponse:
             record = lambda *step, path=path: path.append(step)  # noqa: E731
             entropic_gromov_wasserstein(kind(x), kind(y), a, b, eps=3.0, tol=1e-5, callback=record)
             paths.append(torch.tensor(path, dtype=F64))
-        assert len(paths[0]) > 11  # of which many are extrapolated
+        assert len(paths[0]) > 10  # of which many are extrapolated
         torch.testing.assert_close(*paths, rtol=1e-3, atol=1e-9)
 
     @pytest.mark.parametrize("seed", range(1, 6))
@@ -296,6 +296,16 @@ class TestResponse:
         result = entropic_gromov_wasserstein(*spaces, a / a.sum(), b / b.sum(), eps=0.3, tol=1e-5)
         assert result.converged
         assert result.n_iter <= 25
+
+
+def test_rough_marginals_far_from_rest_do_not_look_like_a_better_plan():
+    # One step comes to rest, but the plan before it, whose marginals were right to 10⁻⁸ and its
+    # cost far from the gradient, seemed to be worth 10⁻⁹ less.
+    Cx = torch.tensor([[0.0, 1.3414, 1.4363], [1.3414, 0.0, 2.7374], [1.4363, 2.7374, 0.0]], dtype=F64)
+    Cy = torch.tensor([[0.0, 2.9678], [2.9678, 0.0]], dtype=F64)
+    result = entropic_gromov_wasserstein(Cx, Cy, [0.8561, 0.1439, 0.0], [0.092, 0.908], eps=0.0178)
+    assert result.converged
+    assert result.n_iter < 20
 
 
 class TestBatch:

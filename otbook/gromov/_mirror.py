@@ -79,10 +79,10 @@ def mirror_descent(
     best, start, known, extrapolated = None, C, 0.0, False
     exact = max(SHARE * tol, 100 * torch.finfo(C.dtype).eps)
     for n_iter in range(1, max_iter + 1):
-        accuracy = max(min(COARSE, SHARE * rest, 0.3 * drop / eps), exact)
+        accuracy = max(min(COARSE, SHARE * rest, 0.3 * drop / (eps * (1 + rest))), exact)
         trial = respond(C, accuracy)
-        # Inexact marginals leave the objective uncertain by about this much.
-        slack = eps * (known + accuracy) + 1e-13 * scale
+        # Marginals that are wrong by δ leave the objective uncertain by ⟨R, ΔP⟩, about δ ε (1 + rest).
+        slack = eps * (known * (1 + rest) + accuracy * (1 + trial.rest)) + 1e-13 * scale
         if best and trial.value > best.value + slack:
             if extrapolated:
                 C = start + theta * best.residual
