@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import time
 from pathlib import Path
@@ -254,6 +255,30 @@ def test_floors_are_tabulated(alone):
     first, second = floors.run(True)
     assert len(first.splitlines()) == 6
     assert "stored" in second
+
+
+@pytest.fixture
+def gpu_at_hand(device, monkeypatch):
+    """What asks for a GPU gets the device of the test."""
+    if device.type != "cuda":
+        monkeypatch.setattr(torch.Tensor, "cuda", lambda t: t.to(device))
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+
+def test_a_gpu_and_the_cpu_agree(gpu_at_hand):
+    _, *lines = gpu.agreement(60).splitlines()
+    assert len(lines) == 12
+    for line in lines:
+        gap, error = (float(x) for x in re.findall(r"\d\.\de[-+]\d+", line))
+        assert "converged True" in line
+        assert max(gap, error) <= (1e-9 if "float64" in line else 2e-5)
+
+
+def test_the_gpu_is_timed(gpu_at_hand):
+    ours, *others = race(gpu.competitors(60, 3, 0.1), tol=1e-3, patience=0.1)
+    assert ours.reached
+    assert ours.median > 0
+    assert len(others) == 2
 
 
 def test_without_a_gpu_it_says_so(monkeypatch):
