@@ -204,12 +204,13 @@ class TestAgainstOtherSolvers:
         exact = emd(C / C.max(), a, b).value
         assert -1e-6 <= (result.value - exact).item() <= 1e-5
 
-    def test_a_target_far_from_where_it_gets_mass(self):
+    @pytest.mark.parametrize("unit", [1.0, 1e6, 1e-6])
+    def test_a_target_far_from_where_it_gets_mass(self, unit):
         # Its potential rises by thousands of γ, along which the dual is linear: first it only draws on a
         # source that has none.
-        C = tensor([[0.5432, 0.8148, 0.1862], [0.6087, 0.8389, 0.8605]])
+        C = unit * tensor([[0.5432, 0.8148, 0.1862], [0.6087, 0.8389, 0.8605]])
         a, b = tensor([0, 1]), tensor([0.157, 0.843 - 4.66e-7, 4.66e-7])
-        result = smooth_ot(C, a, b, gamma=2.87e-6)
+        result = smooth_ot(C, a, b, gamma=2.87e-6 * unit)
         assert result.converged
         assert result.n_iter < 100
         torch.testing.assert_close(result.plan, a[:, None] * b, rtol=0, atol=1e-6)
@@ -398,3 +399,25 @@ class TestNewton:
         rough, fine = solve(C, a, b, tol=1e-5, **form), solve(C, a, b, tol=1e-11, **form)
         assert fine.n_iter <= rough.n_iter + 2
         assert fine.n_iter <= 30
+
+    @pytest.mark.parametrize(("share", "t", "evaluations"), [(0.5, 1, 1), (1.3, 1, 3), (30.0, 16, 3)])
+    def test_a_step_grows_where_the_dual_is_linear(self, share, t, evaluations, monkeypatch):
+        """Two pairs that exchange nothing: γ = 1, and the Newton step for the first is exact.
+
+        The second has no mass and gets none along the step, which earns ``share`` of what the first
+        does. Twice the step would mirror the first pair at its optimum, and take it no nearer; but
+        where the second earns most, the step grows until the first loses half of that.
+        """
+        C = tensor([[0, math.inf], [math.inf, 2000]])
+        a = b = tensor([0.9, 0.1])
+        dual = _smooth_dual.Dual(_smooth_dual.REGULARISERS["l2"], C, a, b, False)
+        f, g = tensor([0.45, 0]), tensor([0, 0])  # of the first pair, half of what it needs
+        earned = share * 0.45**2 / 0.1
+        df, dg = tensor([0.45, earned]), tensor([0, 0])
+        D, P, _ = dual.evaluate(f, g, 1.0)
+        slope = ((a - P.sum(-1)) * df).sum(-1)
+        calls, evaluate = [], _smooth_dual.Dual.evaluate
+        monkeypatch.setattr(_smooth_dual.Dual, "evaluate", lambda *z: calls.append(1) or evaluate(*z))
+        f_t, *_ = dual.search(f, g, df, dg, D, slope, 1.0)
+        torch.testing.assert_close(f_t, f + t * df)
+        assert len(calls) == evaluations

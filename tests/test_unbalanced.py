@@ -589,7 +589,7 @@ class TestSteps:
         assert total(c) > max(total(c + 1e-3), total(c - 1e-3), total(0 * c))
 
     @both
-    def test_newton_converges_quadratically(self, divergence):
+    def test_newton_converges_quadratically(self, divergence, monkeypatch):
         C, a, b = unequal()
         eps, rho = 0.3, 0.6
         best = solve(C, a, b, eps=eps, rho=rho, divergence=divergence, tol=1e-14)
@@ -599,9 +599,12 @@ class TestSteps:
         inside = [t.abs() < rho - 0.01 if divergence == "tv" else t == t for t in (best.f, best.g)]
         f, g = best.f + noise[:7] * inside[0], best.g + noise[7:] * inside[1]
         off = (g - best.g).abs().max().item()
+        plans, plan_rows = [], _relaxed.plan_rows
+        monkeypatch.setattr(_relaxed, "plan_rows", lambda *t: plans.append(1) or plan_rows(*t))
         g = _relaxed._newton(relaxed, C, a, b, f, g, eps)
         assert off > 1e-5
         assert (g - best.g).abs().max().item() < 1e-2 * off
+        assert len(plans) == 2, "the full step is good, and no other is tried"
 
 
 class TestGroundedSystem:

@@ -179,7 +179,7 @@ def _newton(relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Ten
         best = torch.where(good & ~done, trial, best)
         # Where the dual still rises half as steeply, it is nearly linear: clusters that exchange no mass
         # may be far from where they begin to.
-        rising = good & (step >= 1) & (after > 0.5 * before) & (before > 0)
+        rising = good & (after > 0.5 * before) & (before > 0)
         done = done | (good & ~rising) | (~good & (step > 1))
         if done.all():
             break
