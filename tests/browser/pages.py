@@ -18,7 +18,15 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urljoin, urlsplit
 
-from playwright.sync_api import BrowserContext, ConsoleMessage, Page, Request, Response, sync_playwright
+from playwright.sync_api import (
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    Response,
+    ViewportSize,
+    sync_playwright,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 INSPECT = Path(__file__).with_name("inspect.js")
@@ -114,9 +122,13 @@ class Visit:
 
 
 @contextmanager
-def visit(browser: BrowserContext, base: str, folder: Path, name: str) -> Iterator[Visit]:
-    """Open a page of ``folder`` and wait until its formulas are typeset."""
+def visit(
+    browser: BrowserContext, base: str, folder: Path, name: str, size: ViewportSize | None = None
+) -> Iterator[Visit]:
+    """Open a page of ``folder``, in a window of some size, and wait until its formulas are typeset."""
     with browser.new_page() as page:
+        if size:
+            page.set_viewport_size(size)
         visited = Visit(name, folder, base, page)
         page.on("console", visited.on_console)
         page.on("pageerror", lambda error: visited.errors.append(f"uncaught: {error}"))

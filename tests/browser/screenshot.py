@@ -24,12 +24,12 @@ def main() -> None:
         parser.error(pages.INSTALL)
     if not (options.html / options.page.partition("#")[0]).is_file():
         parser.error(f"{options.page} is not in {options.html}; build the book with: make book")
+    size = pages.PHONE if options.phone else pages.DESKTOP
     with (
         pages.serve(options.html) as base,
         pages.chromium() as browser,
-        pages.visit(browser, base, options.html, options.page) as visited,
+        pages.visit(browser, base, options.html, options.page, size) as visited,
     ):
-        visited.page.set_viewport_size(pages.PHONE if options.phone else pages.DESKTOP)
         if options.dark:
             visited.page.evaluate("() => { document.documentElement.dataset.theme = 'dark' }")
         if options.full:
