@@ -23,8 +23,8 @@ DEPTH, NEAR = 5, 0.1
 
 #: Marginals of the inner problems: right to this share of the distance from rest, and to this at least.
 #: With a share of 0.1 the errors spoil the extrapolation: up to ten times the iterations. They cost the
-#: objective about ε each, and are kept below its last decrease, so that a plan that goes to and fro is
-#: told from one that goes down.
+#: objective about ε (1 + rest) each, and are kept below its last decrease, so that a plan that goes to and
+#: fro is told from one that goes down.
 SHARE, COARSE = 0.01, 1e-3
 
 
