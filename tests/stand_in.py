@@ -1,8 +1,9 @@
 """A device that stands in for a GPU where there is none: its tensors are arrays of the CPU in disguise.
 
-Whatever a GPU would refuse is refused: two devices in one operation, NumPy arrays of its tensors,
-random numbers from a generator of the CPU, products of integer matrices. So the tests of "everything
-stays on the device of the data" run on any machine. What a kernel of CUDA computes, they do not show.
+It refuses what code that has only seen a CPU gets wrong on a GPU: two devices in one operation, NumPy
+arrays of its tensors, random numbers from a generator of the CPU, products of integer matrices. So the
+tests of "everything stays on the device of the data" run on any machine. What a kernel of CUDA computes,
+and whether there is one, they do not show. Derivatives in forward mode do not work here.
 """
 
 from __future__ import annotations

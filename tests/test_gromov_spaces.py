@@ -282,9 +282,9 @@ class TestResponse:
         for kind in (lambda z: PointCloudCost(z, z), lambda z: costs.sqeuclidean(z, z)):
             path = []
             record = lambda *step, path=path: path.append(step)  # noqa: E731
-            entropic_gromov_wasserstein(kind(x), kind(y), a, b, eps=3.0, tol=1e-5, callback=record)
+            entropic_gromov_wasserstein(kind(x), kind(y), a, b, eps=3.0, tol=1e-6, callback=record)
             paths.append(torch.tensor(path, dtype=F64))
-        assert len(paths[0]) > 10  # of which many are extrapolated
+        assert len(paths[0]) > 11  # of which many are extrapolated
         torch.testing.assert_close(*paths, rtol=1e-3, atol=1e-9)
 
     @pytest.mark.parametrize("seed", range(1, 6))

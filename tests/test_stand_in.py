@@ -1,4 +1,4 @@
-"""The stand-in for a GPU: it refuses what a GPU refuses, and computes what the CPU does."""
+"""The stand-in for a GPU: it does not mix with the CPU, and computes what the CPU does."""
 
 import numpy as np
 import pytest

@@ -19,8 +19,8 @@ from ._rows import plan_rows, softmin
 HUGE = 700.0
 
 #: Newton's method factorises matrices of size min(n, m) up to LARGEST (a batch: of as many entries in all),
-#: with a relative shift that makes singular ones regular, and tries steps of up to REACH ε, halved up
-#: to TRIALS times.
+#: with a relative shift that makes singular ones regular. It tries TRIALS steps at most: first one of up
+#: to REACH ε, then half of it, or four times as much while the dual rises steadily.
 LARGEST, SHIFT, REACH, TRIALS = 4096, 1e-10, 50.0, 12
 
 
@@ -165,7 +165,7 @@ def _newton(relaxed: KL | TV, C: Tensor, a: Tensor, b: Tensor, f: Tensor, g: Ten
     ground = (1 + SHIFT) * (sums + curvature) - torch.cat([P.sum(-1), P.sum(-2)], -1)
     G_free = eps * torch.where(free, G, 0.0)
     x = torch.cat(solve_grounded(P, ground[..., :n], ground[..., n:], G_free[..., :n], G_free[..., n:]), -1)
-    # The model is of exponentials: it says nothing about moves of many ε.
+    # The model is of exponentials: it says nothing about moves of many ε, which are tried only after.
     x = x * (REACH * eps / x.abs().amax(-1, keepdim=True).clamp(min=REACH * eps))
     best, step = z, torch.ones_like(z[..., :1])
     done = torch.zeros_like(step, dtype=torch.bool)
