@@ -21,16 +21,22 @@ window.inspect = (() => {
     while (walker.nextNode()) if (walker.currentNode.data.trim()) yield walker.currentNode;
   }
 
-  // Opens everything that folds, so that what is inside is inspected too, and stops all motion.
+  // Opens everything that folds, so that what is inside is inspected too.
   function unfold() {
-    if (!document.getElementById("inspect-still")) {
-      const style = document.createElement("style");
-      style.id = "inspect-still";
-      style.textContent = "*, *::before, *::after { transition: none !important; animation: none !important }";
-      document.head.append(style);
-    }
     for (const details of all("details")) details.open = true;
     for (const box of all(".toggle-hidden")) box.classList.remove("toggle-hidden");
+  }
+
+  // What would move although the reader asks for less motion; formulas are many, and still.
+  function motion() {
+    const seconds = (times) => Math.max(...times.split(",").map(parseFloat));
+    const moves = (element) => [null, "::before", "::after"].some((part) => {
+      const style = getComputedStyle(element, part);
+      const fades = style.transitionProperty !== "none" && seconds(style.transitionDuration) > 0;
+      return fades || style.animationName !== "none" || style.scrollBehavior === "smooth";
+    });
+    return all("html, body, body :not(mjx-container, mjx-container *)").filter(moves)
+      .map((element) => `moves, though the reader asks for less motion: ${name(element)}`);
   }
 
   function formulas() {
@@ -188,5 +194,5 @@ window.inspect = (() => {
     return found;
   }
 
-  return { unfold, formulas, images, alternatives, tooWide, contrast, structure };
+  return { unfold, motion, formulas, images, alternatives, tooWide, contrast, structure };
 })();

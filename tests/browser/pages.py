@@ -171,6 +171,11 @@ def typeset(visited: Visit) -> list[str]:
     return visited.inspect("formulas()")
 
 
+def still(visited: Visit) -> list[str]:
+    """Nothing moves for a reader who asks for less motion, as this browser does."""
+    return visited.inspect("motion()")
+
+
 def images_load(visited: Visit) -> list[str]:
     """Every image loads."""
     return visited.inspect("images()")

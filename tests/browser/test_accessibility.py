@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pages
 import pytest
-from playwright.sync_api import BrowserContext
+from playwright.sync_api import BrowserContext, ViewportSize
 
 pytestmark = pytest.mark.browser
 
@@ -132,11 +132,9 @@ def walk(visited: pages.Visit, most: int = 1000) -> tuple[list[str], list[str]]:
     ],
 )
 def test_the_keyboard_reaches_everything(
-    browser: BrowserContext, base: str, book: Path, size: dict[str, int], expected: set[str]
+    browser: BrowserContext, base: str, book: Path, size: ViewportSize, expected: set[str]
 ) -> None:
-    with pages.visit(browser, base, book, CHAPTER) as visited:
-        visited.page.set_viewport_size(size)
-        visited.page.evaluate(FRAME)
+    with pages.visit(browser, base, book, CHAPTER, size) as visited:
         folds = visited.page.locator(".toggle-button").count()
         reached, defects = walk(visited)
     assert not defects, "\n  ".join([CHAPTER, *dict.fromkeys(defects)])

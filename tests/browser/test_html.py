@@ -18,6 +18,7 @@ CHECKS: dict[str, Callable[[pages.Visit], list[str]]] = {
     "no error in the console": pages.silent,
     "nothing from another host": pages.self_contained,
     "formulas typeset": pages.typeset,
+    "still": pages.still,
     "links resolve": pages.links_resolve,
     "images load": pages.images_load,
     "images described": pages.images_described,
@@ -122,6 +123,11 @@ DEFECTS = {  # check: {what replaces the comment: a part of the report}
         broken_formula("Undefined control sequence"): "Undefined control sequence",
         "<p>so $$x = 1$$ follows</p>": "left as text",
         "<p>so $x = 1$ follows</p>": "left as text",
+    },
+    "still": {
+        '<p id="fades" style="transition: opacity 0s, color 0.2s">text</p>': "<p#fades>",
+        "<style>@keyframes dim { to { opacity: 0 } } h2::after { animation: dim 1s }</style>": "<h2#part>",
+        "<style>html { scroll-behavior: smooth }</style>": "<html>",
     },
     "links resolve": {
         '<a href="gone.html">click</a>': "missing page: gone.html",
