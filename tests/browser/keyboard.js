@@ -10,7 +10,8 @@
   // A radio button of a slider is drawn as its label, a fold of the list of chapters as its arrow.
   const arrow = element.matches("summary") && element.querySelector(".toctree-toggle");
   const box = element.matches(".otbook-frames input") ? element.nextElementSibling : arrow || element;
-  const { width, height } = box.getBoundingClientRect();
+  const { left, right, top, bottom } = box.getBoundingClientRect();
+  const onScreen = right > Math.max(left, 0) && left < innerWidth && bottom > Math.max(top, 0) && top < innerHeight;
   const described = box.checkVisibility({ opacityProperty: true, visibilityProperty: true });
   const again = window.lastFocused === element;
   window.lastFocused = element;
@@ -18,7 +19,7 @@
     again,
     name: `<${element.tagName.toLowerCase()} class="${element.className}"> “${text.replace(/\s+/g, " ").slice(0, 50)}”`,
     outlined: drawn(box),
-    seen: described && width > 0 && height > 0,
+    seen: described && onScreen,
     kinds: Object.entries({
       "skip link": ".skip-link a",
       "search": ".search-button, .search-button__button, input[type=search]",

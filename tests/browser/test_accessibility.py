@@ -154,6 +154,25 @@ def test_a_fold_opens_and_closes_with_the_keyboard(browser: BrowserContext, base
         assert re.search(r"Proof|Solution", button.get_attribute("aria-label") or "")
 
 
+@pytest.mark.parametrize(("side", "kind"), [("primary", "chapter list"), ("secondary", "table of contents")])
+def test_a_list_opens_on_a_phone_and_gives_the_focus_back(
+    browser: BrowserContext, base: str, book: Path, side: str, kind: str
+) -> None:
+    with pages.visit(browser, base, book, CHAPTER, pages.PHONE) as visited:
+        page, button = visited.page, visited.page.locator(f".{side}-toggle:visible")
+        link = page.locator(f".bd-sidebar-{side} nav a").first
+        assert not link.is_visible()
+        button.press("Enter")
+        page.locator(f".bd-sidebar-{side} a:focus").first.wait_for()  # the theme's script moves the focus
+        page.keyboard.press("Tab")
+        stop = page.evaluate(WHERE)
+        assert stop["kinds"] == [kind]
+        assert stop["seen"]
+        page.keyboard.press("Escape")
+        page.locator(f".{side}-toggle:focus").wait_for()
+        assert not link.is_visible()
+
+
 # --- Each check can fail -----------------------------------------------------------------------------
 
 PAGE = """<!doctype html>
@@ -205,6 +224,7 @@ def test_axe_finds_a_defect(spoiled: Callable[[str], pages.Visit], defect: str, 
     [
         ('<button style="outline: none">bare</button>', "no visible outline"),
         ('<button style="opacity: 0">ghost</button>', "something invisible"),
+        ('<button style="position: fixed; left: 2000px">outside</button>', "something invisible"),
         ('<button onkeydown="event.preventDefault()">trap</button>', "does not leave"),
     ],
 )
